@@ -1,0 +1,109 @@
+"""Positions: how far a target has come in its source. Ordered within a kind, JSON, stored in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from millrace.core.digest import Digest
+from millrace.errors import NewerFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Rows up to a value of a cursor column.
+
+    Attributes:
+        column: the cursor column.
+        value: the highest value seen, in the server's ISO text form (None: no row yet).
+        snapshot: the server's `pg_current_snapshot()` text: rows whose xmin is at or past its xmin are read again,
+            so a transaction that committed late is brought even with an old cursor value.
+        server: the cluster's system identifier; a snapshot says nothing on another cluster.
+        tail: digest of the rows that the next look from this position would read now; equal later: nothing changed.
+    """
+
+    column: str
+    value: str | None
+    snapshot: str | None = None
+    server: str | None = None
+    tail: Digest | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the position as JSON types."""
+        return {
+            "kind": "cursor",
+            "column": self.column,
+            "value": self.value,
+            "snapshot": self.snapshot,
+            "server": self.server,
+            "tail": None if self.tail is None else self.tail.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """The whole source at one snapshot; its digest tells whether it is still the same."""
+
+    digest: Digest | None = None
+    snapshot: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the position as JSON types."""
+        return {
+            "kind": "whole",
+            "digest": None if self.digest is None else self.digest.to_json(),
+            "snapshot": self.snapshot,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Files taken: name to fingerprint (size, mtime, digest)."""
+
+    seen: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the position as JSON types."""
+        return {"kind": "files", "seen": dict(self.seen)}
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """The versions (ledger seq) of the assets that a model read."""
+
+    inputs: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the position as JSON types."""
+        return {"kind": "versions", "inputs": dict(self.inputs)}
+
+
+Position = Cursor | Whole | Files | Versions
+
+
+def position_from_json(data: Mapping[str, Any]) -> Position:
+    """Read what a position's `to_json` wrote.
+
+    Raises:
+        NewerFormat: the kind is not known to this version.
+    """
+    match data["kind"]:
+        case "cursor":
+            tail = data.get("tail")
+            return Cursor(
+                data["column"],
+                data["value"],
+                data.get("snapshot"),
+                data.get("server"),
+                None if tail is None else Digest.from_json(tail),
+            )
+        case "whole":
+            digest = data.get("digest")
+            return Whole(None if digest is None else Digest.from_json(digest), data.get("snapshot"))
+        case "files":
+            return Files(dict(data["seen"]))
+        case "versions":
+            return Versions(dict(data["inputs"]))
+        case other:
+            raise NewerFormat(f"a position of kind {other!r} was written by a newer version of Millrace")

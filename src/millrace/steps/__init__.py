@@ -1,0 +1,1 @@
+"""Step kinds, one file each: the only place that combines rooms."""

@@ -1,0 +1,66 @@
+"""What a copy step is told: source, target, mode, key, cursor, guards. JSON, so that it can stand in a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from millrace.core.names import AssetId, TableRef
+from millrace.core.ports import Mode
+
+
+@dataclass(frozen=True, slots=True)
+class CopySpec:
+    """One copy of one table.
+
+    Attributes:
+        source: name of the source connection in the runtime.
+        table: the source table.
+        asset: the ledger's key: `layer.name` in a lake or warehouse, `schema.table` in a PostgreSQL target.
+        mode: `full`, `incremental` or `append`.
+        key: key columns; empty: the source's primary key.
+        cursor: cursor column of `incremental`.
+        where, select, count: the project author's SQL: a condition, a column list or one SELECT, and a count query
+            that must equal the rows read in the same snapshot.
+        replace: allow the first contact with a non-empty target that has no ledger row.
+        allow_deletes: lift `max_delete`.
+        max_delete: share of the target's rows that a publish may delete.
+        full_refresh: forget the position and read everything.
+        workers: connections that read at once.
+        segment_rows: aimed rows of a segment.
+    """
+
+    source: str
+    table: TableRef
+    asset: AssetId
+    mode: Mode = "full"
+    key: tuple[str, ...] = ()
+    cursor: str | None = None
+    where: str | None = None
+    select: str | None = None
+    count: str | None = None
+    replace: bool = False
+    allow_deletes: bool = False
+    max_delete: float = 0.5
+    full_refresh: bool = False
+    workers: int = 2
+    segment_rows: int = 250_000
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec as JSON types."""
+        data = asdict(self)
+        data["key"] = list(self.key)
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CopySpec:
+        """Read what `to_json` wrote."""
+        return cls(
+            **{
+                **data,
+                "table": TableRef(**data["table"]),
+                "asset": AssetId(**data["asset"]),
+                "key": tuple(data["key"]),
+            }
+        )

