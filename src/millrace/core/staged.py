@@ -170,7 +170,7 @@ class CheckResult:
         """Return the result as JSON types."""
         return {
             "name": self.name,
-            "asset": str(self.asset),
+            "asset": [self.asset.layer, self.asset.name],
             "passed": self.passed,
             "blocking": self.blocking,
             "failing": self.failing,
@@ -218,7 +218,7 @@ class Proof:
         checks = tuple(
             CheckResult(
                 check["name"],
-                AssetId.parse(check["asset"]),
+                AssetId(*check["asset"]),
                 check["passed"],
                 check["blocking"],
                 check["failing"],
