@@ -1,0 +1,1 @@
+"""Project templates, and the synthetic sources that go with them."""
