@@ -1,0 +1,68 @@
+# Everything is done inside the repository: tools in .tools, packages in .venv. Works as root and as anybody else.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+.PHONY: help demo test test-fast check bench format clean setup needs
+
+# Interpreters come from the system: 3.11 to 3.13, as pyproject.toml says.
+export UV_PYTHON_DOWNLOADS := never
+export UV_PYTHON_PREFERENCE := only-system
+export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
+export DO_NOT_TRACK := 1
+# Another active environment must not leak in.
+unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
+
+# Without a home that can be written, caches stay in the repository.
+ifneq ($(shell test -n "$$HOME" && test -d "$$HOME" && test -w "$$HOME" && echo yes),yes)
+export HOME := $(CURDIR)/.tools/home
+export UV_CACHE_DIR := $(CURDIR)/.tools/cache
+endif
+
+STAMP := .venv/.synced
+BIN := .venv/bin
+# As root everything runs; others leave out what only root can do, and are told so.
+ROOT := $(shell test "$$(id -u)" = 0 && echo yes)
+MARKS := $(if $(ROOT),,not root)
+WORKERS ?= 2
+ARGS ?=
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## bring uv if it is missing, and all packages as uv.lock has them
+
+$(STAMP): pyproject.toml uv.lock
+	@mkdir -p .tools/home
+	@uv="$$(.ci/uv)"; "$$uv" sync --quiet --frozen --all-extras
+	@touch $@
+
+needs:
+	@.ci/needs
+
+demo: $(STAMP) ## a shop from nothing: databases, lake, warehouse, dbt, one page
+	@$(BIN)/millrace demo
+
+test: $(STAMP) needs ## all tests; ARGS="-k name" for some
+	@$(if $(ROOT),,echo 'not run: tests marked root: sudo make test';)
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "$(MARKS)" $(ARGS)
+
+test-fast: $(STAMP) ## tests that need no server and take no time
+	@$(BIN)/pytest -q -m "not slow and not servers and not root" $(ARGS)
+
+check: $(STAMP) ## format, lint, types and the layers of the house
+	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check . ; echo 'mend it with: make format'; exit 1; }
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP) ## format the code and mend what ruff can mend
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP) ## measure against the limits and the peers; see benchmarks/README.md
+	@benchmarks/run
+
+clean: ## remove what make brought and made
+	@rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist demo
+	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
