@@ -41,7 +41,8 @@ class PageTarget:
     def _ledger_file(self, asset: AssetId) -> Path:
         return self._private / f"{quote(asset.name, safe=' ')}.json"
 
-    def _stage_file(self, load: int) -> Path:
+    def stage_file(self, load: int) -> Path:
+        """Return where the page of a load is staged."""
         return self._private / "stage" / f"{load}.html"
 
     def ledger(self, asset: AssetId) -> LedgerEntry | None:
@@ -55,7 +56,7 @@ class PageTarget:
 
     def stage(self, staged: Staged, html: str) -> Staged:
         """Write a page where no reader looks; the descriptor comes last, so a torn stage is not seen as one."""
-        file = self._stage_file(staged.load)
+        file = self.stage_file(staged.load)
         file.parent.mkdir(parents=True, exist_ok=True)
         _write(file, html)
         _write(file.with_suffix(".json"), json.dumps(staged.to_json()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from importlib.resources import files
 from typing import Any
 
@@ -57,7 +57,7 @@ order by o.i
 
 
 def fill(
-    connection: psycopg.Connection[Any], *, orders: int = 100_000, seed: int = 42, end: datetime.date | None = None
+    connection: psycopg.Connection[Any], *, orders: int = 100_000, seed: int = 42, end: dt.date | None = None
 ) -> None:
     """Create and fill `customers`, `products` and `orders` in the connection's database.
 
@@ -67,13 +67,13 @@ def fill(
         seed: same seed, same data.
         end: the day after the last order's day; default: today in UTC.
     """
-    day = end or datetime.datetime.now(datetime.UTC).date()
+    day = end or dt.datetime.now(dt.UTC).date()
     values = {
         "orders": orders,
         "customers": max(10, orders // 12),
         "products": min(500, max(5, orders // 20)),
         "seed": seed,
-        "end": datetime.datetime(day.year, day.month, day.day, tzinfo=datetime.UTC),
+        "end": dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC),
     }
     with connection.transaction():
         connection.execute("set local timezone = 'UTC'")

@@ -7,6 +7,7 @@ own helper is not used: it listens on a socket only, runs `useradd` as root and 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import os
 import pwd
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from millrace.core.names import fingerprint
 from millrace.errors import ExtraMissing, NotFound, StepFailed
 
 START_SECONDS = 60.0  # a busy two-core machine took 9 s once
@@ -121,7 +123,7 @@ def start_postgres(binaries: Path, data: Path, settings: Mapping[str, str] | Non
     options = _server_user()
     environment = {**os.environ, "LC_ALL": "C"}
     if not (data / "PG_VERSION").exists():
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)  # PostgreSQL refuses a folder that others can read
         os.chown(data, options.get("user", -1), options.get("group", -1))
         made = subprocess.run(
             [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
@@ -183,3 +185,86 @@ def temporary_postgres(kind: str, settings: Mapping[str, str] | None = None) -> 
             yield server
         finally:
             server.stop()
+
+
+@contextlib.contextmanager
+def shared_postgres(data: Path) -> Iterator[str]:
+    """Run the embedded server of a data folder for as long as anybody uses it, and yield its URL.
+
+    Commands that run at the same time share one server: each holds a shared lock, the last one to go stops it. A
+    server that a killed command left behind is found, used, and stopped by the next one.
+
+    Args:
+        data: data folder; made at the first use.
+
+    Raises:
+        ExtraMissing: the wheel is not installed.
+        StepFailed: the server did not start.
+    """
+    data.parent.mkdir(parents=True, exist_ok=True)
+    data = _open_to_server(data)
+    with (
+        tempfile.TemporaryDirectory(prefix="millrace-pg-", ignore_cleanup_errors=True) as name,
+        data.with_suffix(".lock").open("w") as users,
+    ):
+        scratch = Path(name)
+        scratch.chmod(0o755)
+        with data.with_suffix(".start").open("w") as starting:
+            fcntl.flock(starting, fcntl.LOCK_EX)
+            fcntl.flock(users, fcntl.LOCK_SH)
+            port = _running_port(data)
+            if port is None:
+                port = start_postgres(embedded_bin(scratch), data).port
+        try:
+            yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        finally:
+            with data.with_suffix(".start").open("w") as starting, contextlib.suppress(BlockingIOError):
+                fcntl.flock(starting, fcntl.LOCK_EX)
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _stop_postmaster(data)
+
+
+def _open_to_server(data: Path) -> Path:
+    """Return the data folder, or one in the temporary folder when root's home hides it from the server's user."""
+    if os.geteuid() or data.exists():
+        return data
+    if not subprocess.run(["test", "-x", data.parent], check=False, **_server_user()).returncode:
+        return data
+    folder = Path(tempfile.gettempdir()) / f"millrace-{fingerprint(str(data.resolve()))}"
+    folder.mkdir(mode=0o755, exist_ok=True)
+    return folder / data.name
+
+
+def _postmaster(data: Path) -> tuple[int, int] | None:
+    """Return (process, port) of the server that runs on a data folder."""
+    try:
+        lines = (data / "postmaster.pid").read_text().splitlines()
+        process, port = int(lines[0]), int(lines[3])
+        os.kill(process, 0)
+    except (OSError, ValueError, IndexError):
+        return None
+    return process, port
+
+
+def _running_port(data: Path) -> int | None:
+    found = _postmaster(data)
+    if found is None:
+        return None
+    try:
+        socket.create_connection(("127.0.0.1", found[1]), timeout=1).close()
+    except OSError:
+        return None
+    return found[1]
+
+
+def _stop_postmaster(data: Path) -> None:
+    found = _postmaster(data)
+    if found is None or _running_port(data) is None:  # a stale file may name a process that is somebody else's
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(found[0], signal.SIGINT)
+    deadline = time.monotonic() + START_SECONDS
+    while _postmaster(data) is not None and time.monotonic() < deadline:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(found[0], os.WNOHANG)  # when it is our own child, it is not gone until it was waited for
+        time.sleep(0.02)  # a process that is not our child cannot be waited for
