@@ -3,6 +3,8 @@
   const holder = document.getElementById("data");
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  // Plotly reads a few HTML tags in labels; values are shown as they are.
+  const plain = (value) => String(value).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
   function layout(chart) {
     const axis = { gridcolor: style("--line"), linecolor: style("--line"), zeroline: false, automargin: true, fixedrange: true };
     return {
@@ -17,7 +19,7 @@
     const exact = Number.isInteger(chart.y[0]) ? ",.0f" : ",.2f";
     const unit = chart.unit ? " " + chart.unit : "";
     if (chart.kind === "bar") {
-      return { type: "bar", orientation: "h", x: chart.y, y: chart.x.map(String), marker: { color: style("--accent") }, hovertemplate: `%{y}: %{x:${exact}}${unit}<extra></extra>` };
+      return { type: "bar", orientation: "h", x: chart.y, y: chart.x.map(plain), width: 0.62, marker: { color: style("--accent") }, hovertemplate: `%{y}: %{x:${exact}}${unit}<extra></extra>` };
     }
     return { type: "scatter", mode: "lines", x: chart.x, y: chart.y, line: { color: style("--accent"), width: 2 }, hovertemplate: `%{y:${exact}}${unit}<extra></extra>` };
   }
