@@ -1,0 +1,1 @@
+"""PostgreSQL: sessions, catalogue, row digests, snapshots and differences."""
