@@ -122,9 +122,13 @@ class UsageError(MillraceError):
 
 
 class ProjectError(MillraceError):
-    """A file of the project is wrong."""
+    """A file of the project is wrong; `others` are further errors found in the same look, without their own others."""
 
     exit_code = 2
+    others: tuple[ProjectError, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *(f"error: {other}" for other in self.others)])
 
 
 class ExtraMissing(MillraceError):

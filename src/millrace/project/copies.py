@@ -1,0 +1,82 @@
+"""`copies/*.yaml`: which tables of a connection go where, how, and under which contract."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from millrace.project.checks import CheckSet
+from millrace.project.fields import Part, Positive, Share, Text, Texts, or_empty, unbuilt
+
+_MODES = ("full", "incremental", "append")
+_mode = unbuilt(
+    {
+        mode: f'"mode" {mode} is not built yet: use {", ".join(_MODES[:-1])} or {_MODES[-1]}'
+        for mode in ("truncate", "snapshot", "backfill")
+    },
+    {"full_sync": "full", "incremental_sync": "incremental"},
+)
+
+CopyMode = Annotated[
+    Literal["full", "incremental", "append"],
+    BeforeValidator(
+        _mode, json_schema_input_type=Literal["full", "incremental", "append", "full_sync", "incremental_sync"]
+    ),
+]
+
+
+class Contract(Part):
+    """What may change in a source, and what becomes of rows that do not fit."""
+
+    new_columns: Literal["evolve", "freeze", "discard", "quarantine"] | None = None
+    type_changes: Literal["evolve", "freeze", "discard", "quarantine"] | None = None
+    bad_rows: Literal["quarantine", "block"] | None = None
+    max_bad: Share | None = None
+
+
+class TableOptions(Part):
+    """One table of a copies file; `defaults` has the same keys except `as`, `select` and `count`.
+
+    Attributes:
+        as_: the asset's name, where the table's own does not suit.
+        where, select, count: the author's SQL: a condition, a column list or one SELECT, and a count query that
+            must equal the rows read.
+        max_delete: share of the target's rows that one publish may delete.
+    """
+
+    as_: Text | None = Field(default=None, alias="as")
+    key: Texts | None = None
+    mode: CopyMode | None = None
+    cursor: Text | None = None
+    where: Text | None = None
+    select: Text | None = None
+    count: Text | None = None
+    contract: Contract | None = None
+    max_delete: Share | None = None
+    workers: Positive | None = None
+    segment_rows: Positive | None = None
+    description: Text | None = None
+    checks: CheckSet | None = None
+
+    def over(self, defaults: TableOptions) -> TableOptions:
+        """Return these options with what they do not say taken from the defaults; contracts key by key."""
+        said: dict[str, Any] = {name: getattr(self, name) for name in self.model_fields_set}
+        if self.contract is not None and defaults.contract is not None:
+            own = {name: getattr(self.contract, name) for name in self.contract.model_fields_set}
+            said["contract"] = defaults.contract.model_copy(update=own)
+        return defaults.model_copy(update=said)
+
+
+class Defaults(TableOptions):
+    """What every table of the file has unless it says otherwise."""
+
+
+class CopiesFile(Part):
+    """A file in `copies/`."""
+
+    from_: Text = Field(alias="from")
+    to: Text
+    description: Text | None = None
+    defaults: Annotated[Defaults, BeforeValidator(or_empty)] = Defaults()
+    tables: Annotated[dict[str, Annotated[TableOptions, BeforeValidator(or_empty)]], Field(min_length=1)]
