@@ -1,0 +1,226 @@
+"""The engine: runs plans, whole or one phase of one step at a time.
+
+Publish groups run in the plan's order; what depends on a failure is skipped, other branches go on. A failure is
+part of the result; only what is wrong before the first step (no such run to resume, a newer journal) is raised.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from millrace.core.names import AssetId, new_run_id
+from millrace.core.plan import Plan, Step
+from millrace.core.ports import StepKind, Target
+from millrace.engine.collect import Collector
+from millrace.engine.groups import GroupRun, groups_of, skip
+from millrace.engine.leases import Leases, host
+from millrace.engine.records import Observer, RunInfo, RunResult, RunRow, RunStatus, StepOutcome, now
+from millrace.engine.retry import Retries
+from millrace.engine.session import RunOptions, Session
+from millrace.engine.stop import Stop
+from millrace.errors import UsageError
+
+if TYPE_CHECKING:
+    from millrace.engine.journal import Journal
+
+
+class Engine:
+    """Runs plans with the step kinds and targets of one project and environment.
+
+    Args:
+        journal: where runs are kept.
+        kinds: step kinds by name.
+        targets: targets by name.
+        observer: who watches.
+        work: folder for scratch, like `.millrace`.
+        project: the project's name, empty for `millrace copy`.
+        env: the environment's name; journal memory and leases are kept apart by project and environment.
+        locate: name of the target that holds an asset which the plan does not make, or None to look in all.
+        retries: how often and how patiently retryable errors are tried again.
+        lease_ttl: seconds after which a silent holder counts as dead; None: `MILLRACE_LEASE_TTL`, or 60.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        kinds: Mapping[str, StepKind],
+        targets: Mapping[str, Target],
+        *,
+        observer: Observer,
+        work: Path,
+        project: str = "",
+        env: str = "",
+        locate: Callable[[AssetId], str | None] = lambda _asset: None,
+        retries: Retries | None = None,
+        lease_ttl: float | None = None,
+    ) -> None:
+        self.journal = journal
+        self.kinds = kinds
+        self.targets = targets
+        self.observer = observer
+        self.work = work
+        self.project = project
+        self.env = env
+        self.locate = locate
+        self.retries = retries or Retries()
+        self.lease_ttl = lease_ttl
+        self.stop = Stop()
+
+    @property
+    def scope(self) -> str:
+        """What keeps leases and memory of environments apart."""
+        return f"{self.project}/{self.env}"
+
+    def run(
+        self,
+        plan: Plan,
+        *,
+        run_id: str | None = None,
+        resume: str | None = None,
+        pipeline: str = "",
+        logical_time: str | None = None,
+        options: RunOptions | None = None,
+        command: str | None = None,
+    ) -> RunResult:
+        """Run a plan.
+
+        Args:
+            plan: what to run.
+            run_id: id of the new run; None makes one.
+            resume: id of an earlier run, or the beginning of it, that is taken up: same load ids, same logical time.
+            pipeline: the pipeline's name, for people.
+            logical_time: "now" in models and checks, ISO 8601 UTC; None: the time of the start.
+            options: how it goes.
+            command: the command line, for people; None: this process's.
+
+        Raises:
+            NotFound: there is no run to resume.
+            TargetBusy: the run to resume is alive.
+            UsageError: the run to resume is of another project or environment.
+        """
+        row = self._resumed(resume) if resume else None
+        started = now()
+        info = RunInfo(
+            id=row.id if row else run_id or new_run_id(),
+            project=self.project,
+            env=self.env,
+            pipeline=row.pipeline if row else pipeline,
+            logical_time=row.logical_time if row else logical_time or started,
+            started=row.started if row else started,
+            resumed=row is not None,
+        )
+        since = time.monotonic()
+        with self._session(plan, info, options or RunOptions()) as session:
+            session.leases.acquire([f"run/{info.id}"], f"run {info.id}")
+            text = " ".join(sys.argv) if command is None else command
+            self.journal.start_run(info, host=host(), pid=os.getpid(), command=text)
+            status: RunStatus = "interrupted"
+            try:
+                self.journal.begin_steps(info.id, plan.steps)
+                outcomes, status = self._run(session)
+            finally:
+                self.journal.end_run(info.id, status)
+                session.tidy()
+        return self._ended(RunResult(info, tuple(outcomes), status, time.monotonic() - since))
+
+    def _ended(self, result: RunResult) -> RunResult:
+        self.observer.end_run(result)
+        return result
+
+    def _resumed(self, resume: str) -> RunRow:
+        row = self.journal.run(resume)
+        if (row.project, row.env) != (self.project, self.env):
+            raise UsageError(
+                f"run {row.id} is of {row.project or 'no project'}, environment {row.env or 'none'}",
+                hint="resume it there",
+            )
+        return row
+
+    @contextmanager
+    def _session(self, plan: Plan, info: RunInfo, options: RunOptions) -> Iterator[Session]:
+        leases = Leases(self.journal, info.id, self.lease_ttl)
+        session = Session(
+            journal=self.journal,
+            kinds=self.kinds,
+            targets=self.targets,
+            observer=self.observer,
+            retries=self.retries,
+            stop=self.stop,
+            leases=leases,
+            plan=plan,
+            run=info,
+            options=options,
+            scope=self.scope,
+            work=self.work,
+            locate=self.locate,
+        )
+        with self.stop.signals(), leases:
+            yield session
+
+    def _run(self, session: Session) -> tuple[list[StepOutcome], RunStatus]:
+        self.observer.start_run(session.run, session.plan)
+        first = Collector(session)
+        first.bury()
+        dropped = first.collect()
+        dead = any(step.run != session.run.id for step in self.journal.open_steps())
+        outcomes = _Schedule(session).run()
+        if session.dirty or dead or dropped:
+            finished = {outcome.key for outcome in outcomes if outcome.status in ("published", "fresh", "passed")}
+            Collector(session, finished, last=True).collect()
+        statuses = {outcome.status for outcome in outcomes}
+        if "interrupted" in statuses or (session.stop() and "skipped" in statuses):
+            return outcomes, "interrupted"
+        return outcomes, "failed" if statuses & {"failed", "skipped"} else "done"
+
+
+class _Schedule:
+    """Which group runs when, and what failures take with them."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._causes: dict[str, str] = {}  # key of a step that did not end well → the label of what failed first
+        self._outcomes: dict[str, StepOutcome] = {}
+
+    def run(self) -> list[StepOutcome]:
+        """Run all groups; returns the outcomes in the plan's order."""
+        for steps in groups_of(self._session):
+            reason = self._reason(steps)
+            done = skip(self._session, steps, reason) if reason else GroupRun(self._session, steps).run()
+            self._note(steps, done)
+        return [self._outcomes[step.key] for step in self._session.plan.steps]
+
+    def _reason(self, steps: Sequence[Step]) -> str:
+        """Return why a group cannot run, or nothing."""
+        if self._session.stop():
+            return "the run was interrupted"
+        for step in steps:
+            for needed in self._needs(step):
+                if needed in self._causes:
+                    cause = self._causes[needed]
+                    self._causes.update({other.key: cause for other in steps})
+                    return cause
+        if self._session.options.fail_fast and self._causes:
+            return f"stopped at the first failure: {next(iter(self._causes.values()))}"
+        return ""
+
+    def _needs(self, step: Step) -> list[str]:
+        makers = [
+            other.key
+            for other in self._session.plan.steps
+            if other.key != step.key and set(other.assets).intersection(step.inputs)
+        ]
+        return [*makers, *step.after]
+
+    def _note(self, steps: Sequence[Step], outcomes: Sequence[StepOutcome]) -> None:
+        bad = next((outcome for outcome in outcomes if outcome.status in ("failed", "interrupted")), None)
+        for step, outcome in zip(steps, outcomes, strict=True):
+            self._outcomes[step.key] = outcome
+            if bad is not None and outcome.status in ("failed", "interrupted", "skipped"):
+                word = "failed" if bad.status == "failed" else "was interrupted"
+                self._causes[step.key] = f"{bad.label} {word}"
