@@ -478,7 +478,7 @@ def test_of_two_racing_publishers_one_wins(target: WarehouseTarget, parquet: Par
 def test_a_full_disk_leaves_the_old_warehouse(tmp_path: Path, parquet: Parquet) -> None:
     place = tmp_path / "small"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)], check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(place)], check=False).returncode:
         pytest.skip("tmpfs cannot be mounted here")
     try:
         target = WarehouseTarget(place / "warehouse")
@@ -498,7 +498,7 @@ def test_a_full_disk_leaves_the_old_warehouse(tmp_path: Path, parquet: Parquet) 
         target.gc(lambda _: False)
         tidy(target, [path.name for path in target._layout.folders()])
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_a_second_warehouse_object_in_the_process_sees_the_same(target: WarehouseTarget, parquet: Parquet) -> None:
