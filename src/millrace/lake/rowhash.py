@@ -1,0 +1,550 @@
+"""PostgreSQL's record hash, recomputed from Arrow and Parquet, so that a copy is proven by what was written.
+
+The digest of a table is `sum(hash_record_extended(row(…), 7))` with each column as `core.schema.Column.hashed`
+says. Here the same sum is computed with numpy from files read back: Jenkins' lookup3 as PostgreSQL has it in
+`common/hashfn.c` (`hash_bytes_extended`, `hash_bytes_uint32_extended`), combined as in `record_hash_extended`.
+
+All arithmetic is on uint32 columns of up to `CHUNK` rows in place, so that memory stays small and two threads
+help: numpy lets go of the interpreter in operations on arrays of that length.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from millrace.core.digest import SEED, Digest
+from millrace.core.schema import Column, Schema
+from millrace.errors import ContractBroken
+
+CHUNK = 1 << 16  # rows at once: 6 µs for an operation, and the four arrays it works on stay in the second-level cache
+FEW = 8  # rows below which plain integers are faster than numpy's ~45 calls for twelve bytes
+POSTGRES_EPOCH_DAYS = 10_957
+POSTGRES_EPOCH_US = 946_684_800_000_000
+
+# The record hash is linear in its columns' hashes (r = 31·r + h), so its sum over rows does not change when two rows
+# swap a value: nothing binds a value to its row. Hashing each row's hash once more, on the server as
+# hash_record_extended(row(int8send(hash_record_extended(row(…), 7))), 7), binds them. It must be on or off on both
+# sides: this follows what `postgres.digest.row_hash` sends.
+BOUND = False
+
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+
+_MASK = 0xFFFFFFFF
+_MIX = (4, 6, 8, 16, 19, 4)
+_FINAL = (14, 11, 25, 16, 4, 14, 24)
+
+
+# --- Jenkins' lookup3, on plain integers ---------------------------------------------------------------------------
+
+
+def _rotate(value: int, by: int) -> int:
+    return ((value << by) | (value >> (32 - by))) & _MASK
+
+
+def _mix_one(a: int, b: int, c: int) -> tuple[int, int, int]:
+    for by in _MIX:
+        a = ((a - c) & _MASK) ^ _rotate(c, by)
+        c = (c + b) & _MASK
+        a, b, c = b, c, a
+    return a, b, c
+
+
+def _final_one(a: int, b: int, c: int) -> int:
+    for by in _FINAL:
+        c = ((c ^ b) - _rotate(b, by)) & _MASK
+        a, b, c = b, c, a
+    # Seven turns of three leave the names one place on: what was last written is `b`, the one before `a`.
+    return (a << 32) | b
+
+
+def _start(length: int) -> tuple[int, int, int]:
+    """Return the state for a value of so many bytes, the seed mixed in."""
+    begin = (0x9E3779B9 + length + 3923095) & _MASK
+    return _mix_one((begin + (SEED >> 32)) & _MASK, (begin + SEED) & _MASK, begin)
+
+
+def hash_value(value: bytes | memoryview) -> int:
+    """Return PostgreSQL's `hash_any_extended` of one value, unsigned; the reference for the vectorised functions."""
+    a, b, c = _start(len(value))
+    return _finish_one(a, b, c, value)
+
+
+def _finish_one(a: int, b: int, c: int, value: bytes | memoryview) -> int:
+    whole = len(value) // 12 * 12
+    for word0, word1, word2 in struct.iter_unpack("<3I", value[:whole]):
+        a, b, c = _mix_one((a + word0) & _MASK, (b + word1) & _MASK, (c + word2) & _MASK)
+    word0, word1, word2 = struct.unpack("<3I", bytes(value[whole:]).ljust(12, b"\0"))
+    # The last word's lowest byte is kept for the length.
+    return _final_one((a + word0) & _MASK, (b + word1) & _MASK, (c + (word2 << 8)) & _MASK)
+
+
+# --- the same, on columns ------------------------------------------------------------------------------------------
+
+
+class _State:
+    """The three words of many hashes at once, and room for what a rotation needs."""
+
+    __slots__ = ("a", "b", "c", "left", "right")
+
+    def __init__(self, a: U32, b: U32, c: U32) -> None:
+        self.a, self.b, self.c = a, b, c
+        self.left = np.empty_like(a)
+        self.right = np.empty_like(a)
+
+    @classmethod
+    def same(cls, rows: int, length: int) -> _State:
+        """Return the state of `rows` values that all have the same length."""
+        a, b, c = _start(length)
+        return cls(np.full(rows, a, "<u4"), np.full(rows, b, "<u4"), np.full(rows, c, "<u4"))
+
+    @classmethod
+    def of(cls, lengths: I64) -> _State:
+        """Return the state of values of these lengths."""
+        begin = lengths.astype("<u4")
+        begin += np.uint32((0x9E3779B9 + 3923095) & _MASK)
+        state = cls(begin, begin.copy(), begin.copy())
+        state.a += np.uint32(SEED >> 32)
+        state.b += np.uint32(SEED & _MASK)
+        state.mix(len(begin))
+        return state
+
+    def _turn(self, x: U32, by: int, rows: int) -> U32:
+        left, right = self.left[:rows], self.right[:rows]
+        np.left_shift(x, np.uint32(by), out=left)
+        np.right_shift(x, np.uint32(32 - by), out=right)
+        np.bitwise_or(left, right, out=left)
+        return left
+
+    def mix(self, rows: int) -> None:
+        """Mix the first `rows` states."""
+        a, b, c = self.a[:rows], self.b[:rows], self.c[:rows]
+        for by in _MIX:
+            a -= c
+            a ^= self._turn(c, by, rows)
+            c += b
+            a, b, c = b, c, a
+
+    def final(self) -> U64:
+        """Return the finished hashes; the state is spent."""
+        rows = len(self.a)
+        a, b, c = self.a, self.b, self.c
+        for by in _FINAL:
+            c ^= b
+            c -= self._turn(b, by, rows)
+            a, b, c = b, c, a
+        found = np.empty(rows, "<u8")
+        words = found.view("<u4").reshape(-1, 2)
+        words[:, 0] = b
+        words[:, 1] = a
+        return found
+
+
+def hash_integers(values: I64) -> U64:
+    """Hash integers of any width, dates, times and timestamps: PostgreSQL hashes equal numbers of all widths alike."""
+    low = values.astype("<u4")  # keeps the lowest 32 bits
+    high = (values >> 32).astype("<u4")
+    np.invert(high, out=high, where=values < 0)
+    low ^= high
+    state = _State.same(len(values), 4)
+    state.a += low
+    return state.final()
+
+
+def hash_floats(values: npt.NDArray[np.float64]) -> U64:
+    """Hash floats as the eight bytes of `float8send`, so that -0 is not 0 and each NaN is itself."""
+    words = np.ascontiguousarray(values, "<f8").byteswap().view("<u4").reshape(-1, 2)
+    state = _State.same(len(values), 8)
+    state.a += words[:, 0]
+    state.b += words[:, 1]
+    return state.final()
+
+
+def hash_bytes(data: Bytes, starts: I64, lengths: I64) -> U64:
+    """Hash byte strings that lie in one buffer.
+
+    Args:
+        data: the buffer; nothing is read past its end.
+        starts: where each value begins.
+        lengths: how many bytes each has.
+    """
+    rounds = lengths // 12
+    most = int(rounds.max(initial=0))
+    if most == 0 or int(rounds.min(initial=0)) == most:
+        return _hash_sorted(data, starts, lengths, rounds)
+    # Longest first, so that the values that still have bytes are always the first ones. Two bytes sort by radix.
+    order = np.argsort((most - rounds).astype("<u2" if most < 1 << 16 else "<i8"), kind="stable")
+    found = np.empty(len(starts), "<u8")
+    found[order] = _hash_sorted(data, starts[order], lengths[order], rounds[order])
+    return found
+
+
+def _hash_sorted(data: Bytes, starts: I64, lengths: I64, rounds: I64) -> U64:
+    """Hash values whose number of twelve-byte rounds does not grow."""
+    state = _State.of(lengths)
+    at = starts.astype("<i8")
+    together = int(rounds[FEW]) if len(rounds) > FEW else 0  # rounds in which enough values take part
+    if together:
+        words = np.ndarray((len(data) - 11,), "V12", data, strides=(1,))
+        for rows in np.searchsorted(-rounds, -np.arange(together), side="left").tolist():
+            _add(state, words[at[:rows]], rows)
+            state.mix(rows)
+            at[:rows] += 12
+    rest = lengths - np.minimum(rounds, together) * 12
+    longer = int((rounds[:FEW] > together).sum())
+    view = data.data
+    singles = [
+        _finish_one(int(state.a[n]), int(state.b[n]), int(state.c[n]), view[at[n] : at[n] + rest[n]])
+        for n in range(longer)
+    ]
+    rest[:longer] = 0
+    at[:longer] = 0
+    _add_tail(state, data, at, rest)
+    found = state.final()
+    found[:longer] = singles
+    return found
+
+
+def _add(state: _State, words: npt.NDArray[np.void], rows: int) -> None:
+    three = words.view("<u4").reshape(-1, 3)
+    state.a[:rows] += three[:, 0]
+    state.b[:rows] += three[:, 1]
+    state.c[:rows] += three[:, 2]
+
+
+# What stays of the twelve bytes after a value's last whole round, by how many bytes belong to the value.
+_TAIL = np.array(
+    [[min(max((1 << 8 * min(max(rest - 4 * word, 0), 4)) - 1, 0), _MASK) for word in range(3)] for rest in range(12)],
+    "<u4",
+)
+
+
+def _add_tail(state: _State, data: Bytes, at: I64, rest: I64) -> None:
+    """Add the last bytes, up to eleven, of each value."""
+    if not len(at) or not rest.any():
+        return
+    edge = max(len(data) - 11, 0)  # from here on twelve bytes would reach past the buffer
+    words = np.zeros(len(at), "V12")
+    if edge:
+        inside = np.ndarray((edge,), "V12", data, strides=(1,))
+        words[:] = inside[np.minimum(at, edge - 1)]
+    beyond = np.flatnonzero(at >= edge)
+    if len(beyond):
+        end = np.zeros(len(data) - edge + 24, np.uint8)
+        end[: len(data) - edge] = data[edge:]
+        words[beyond] = np.ndarray((len(end) - 11,), "V12", end, strides=(1,))[at[beyond] - edge]
+    three = words.view("<u4").reshape(-1, 3)
+    mask = _TAIL[rest]
+    state.a += three[:, 0] & mask[:, 0]
+    state.b += three[:, 1] & mask[:, 1]
+    state.c += (three[:, 2] & mask[:, 2]) << np.uint32(8)
+
+
+# --- decimals as PostgreSQL prints them ----------------------------------------------------------------------------
+
+_DIGITS = np.array([b"%04d" % number for number in range(10_000)], "S4")
+_TEN_TO_8 = np.uint64(10**8)
+
+
+def _decimal_text(array: pa.Array) -> tuple[Bytes, I64, I64]:
+    """Return the text of decimals as `numeric(p,s)` prints them: buffer, starts, lengths.
+
+    Arrow's own cast prints small numbers with an exponent (1E-7), PostgreSQL never does.
+    """
+    scale = array.type.scale
+    if scale < 0:
+        raise pa.ArrowTypeError(f"decimals with the negative scale {scale} have no exact text")
+    words = np.frombuffer(array.buffers()[1], "<u8").reshape(-1, 2)[array.offset : array.offset + len(array)]
+    negative = words[:, 1] >> np.uint64(63) != 0
+    low = np.where(negative, ~words[:, 0] + np.uint64(1), words[:, 0])
+    high = np.where(negative, ~words[:, 1] + (low == 0), words[:, 1])
+    groups = -(-max(array.type.precision, scale + 1) // 8)
+    digits = np.empty((len(array), groups * 8), np.uint8)
+    if high.any():
+        _wide_digits(low, high, digits)
+    else:
+        for group in range(groups - 1, -1, -1):
+            rest = low // _TEN_TO_8
+            _put(low - rest * _TEN_TO_8, digits, group)
+            low = rest
+    width = digits.shape[1]
+    whole = width - scale
+    text = np.empty((len(array), 1 + width + (scale > 0)), np.uint8)
+    text[:, 1 : whole + 1] = digits[:, :whole]
+    if scale:
+        text[:, whole + 1] = ord(".")
+        text[:, whole + 2 :] = digits[:, whole:]
+    # Leading zeros go, but one stays before the point.
+    first = np.minimum((digits != ord("0")).argmax(axis=1), whole - 1)
+    first[~(digits != ord("0")).any(axis=1)] = whole - 1
+    begin = first + 1 - negative
+    rows = np.flatnonzero(negative)
+    text[rows, begin[rows]] = ord("-")
+    starts = np.arange(len(array), dtype="<i8") * text.shape[1] + begin
+    return text.reshape(-1), starts, text.shape[1] - begin
+
+
+def _put(eight: U64, digits: Bytes, group: int) -> None:
+    """Write numbers below 10⁸ as eight digits into the group's place."""
+    upper = eight // np.uint64(10_000)
+    for number, place in ((upper, group * 8), (eight - upper * np.uint64(10_000), group * 8 + 4)):
+        digits[:, place : place + 4] = _DIGITS[number.astype("<i8")].view(np.uint8).reshape(-1, 4)
+
+
+def _wide_digits(low: U64, high: U64, digits: Bytes) -> None:
+    """Write 128-bit numbers as digits, by long division in 32-bit limbs."""
+    mask = np.uint64(_MASK)
+    limbs = [high >> np.uint64(32), high & mask, low >> np.uint64(32), low & mask]
+    for group in range(digits.shape[1] // 8 - 1, -1, -1):
+        rest = np.zeros(len(low), "<u8")
+        for place, limb in enumerate(limbs):
+            rest = (rest << np.uint64(32)) | limb
+            limbs[place] = rest // _TEN_TO_8
+            rest -= limbs[place] * _TEN_TO_8
+        _put(rest, digits, group)
+
+
+# --- Arrow columns -------------------------------------------------------------------------------------------------
+
+
+def _plain(array: pa.Array, kind: pa.DataType, dtype: str) -> npt.NDArray[Any]:
+    """Return a column as numpy sees its buffer; what stands under a null is arbitrary."""
+    array = array.view(kind) if pa.types.is_temporal(array.type) else array.cast(kind)
+    return np.frombuffer(array.buffers()[1] or b"", dtype)[array.offset : array.offset + len(array)]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _strings(array: pa.Array) -> tuple[Bytes, I64, I64]:
+    """Return buffer, starts and lengths of a column of texts or bytes."""
+    kind = array.type
+    if pa.types.is_fixed_size_binary(kind):
+        rows = np.arange(array.offset, array.offset + len(array), dtype="<i8")
+        return np.frombuffer(array.buffers()[1], np.uint8), rows * kind.byte_width, np.full(len(array), kind.byte_width)
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        array = array.cast(pa.large_binary())
+    elif not (_is_text(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise pa.ArrowTypeError(f"{kind} is neither text nor bytes")
+    large = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
+    _, ends, data = array.buffers()
+    offsets = np.frombuffer(ends or b"", "<i8" if large else "<i4")[array.offset : array.offset + len(array) + 1]
+    starts = offsets[:-1].astype("<i8")
+    return np.frombuffer(data or b"", np.uint8), starts, offsets[1:] - starts
+
+
+def _hash_int(array: pa.Array) -> U64:
+    return hash_integers(_plain(array, pa.int64(), "<i8"))
+
+
+def _hash_bool(array: pa.Array) -> U64:
+    return hash_integers(_plain(array, pa.int8(), "<i1").astype("<i8"))
+
+
+def _hash_float(array: pa.Array) -> U64:
+    return hash_floats(_plain(array, pa.float64(), "<f8"))
+
+
+def _hash_date(array: pa.Array) -> U64:
+    return hash_integers(_plain(array.cast(pa.date32()), pa.int32(), "<i4").astype("<i8") - POSTGRES_EPOCH_DAYS)
+
+
+def _hash_timestamp(array: pa.Array) -> U64:
+    array = array.cast(pa.timestamp("us", array.type.tz)) if pa.types.is_timestamp(array.type) else array
+    return hash_integers(_plain(array, pa.int64(), "<i8") - POSTGRES_EPOCH_US)
+
+
+def _hash_time(array: pa.Array) -> U64:
+    if _is_text(array.type):
+        return hash_integers(_times(array))
+    array = array.cast(pa.time64("us")) if pa.types.is_time(array.type) else array
+    return hash_integers(_plain(array, pa.int64(), "<i8"))
+
+
+def _times(array: pa.Array) -> I64:
+    """Return microseconds of texts like 24:00:00 or 01:02:03.5, which Arrow's own time cannot all hold."""
+    data, starts, lengths = _strings(array)
+    places = np.arange(15)
+    at = np.minimum(starts[:, None] + places, max(len(data) - 1, 0))
+    digits = np.where(places < lengths[:, None], data[at] if len(data) else 0, ord("0")).astype("<i8") - ord("0")
+    weights = np.array([36_000, 3_600, 0, 600, 60, 0, 10, 1, 0], "<i8") * 1_000_000
+    found: I64 = digits @ np.concatenate([weights, 10 ** np.arange(5, -1, -1, dtype="<i8")])
+    return found
+
+
+def _hash_uuid(array: pa.Array) -> U64:
+    if _is_text(array.type):
+        data, starts, lengths = _strings(pc.replace_substring(array, "-", ""))
+        return hash_bytes(np.frombuffer(bytes.fromhex(data.tobytes().decode()), np.uint8), starts // 2, lengths // 2)
+    return hash_bytes(*_strings(array))
+
+
+def _hash_text(array: pa.Array) -> U64:
+    if pa.types.is_decimal128(array.type):
+        return hash_bytes(*_decimal_text(array))
+    if not (_is_text(array.type)):
+        raise pa.ArrowTypeError(f"{array.type} has no exact PostgreSQL text")
+    return hash_bytes(*_strings(array))
+
+
+def _hash_binary(array: pa.Array) -> U64:
+    return hash_bytes(*_strings(array))
+
+
+_HASHES: dict[str, Callable[[pa.Array], U64]] = {
+    "bool": _hash_bool,
+    "int": _hash_int,
+    "float8": _hash_float,
+    "text": _hash_text,
+    "bytes": _hash_binary,
+    "uuid": _hash_uuid,
+    "date": _hash_date,
+    "time": _hash_time,
+    "timestamp": _hash_timestamp,
+}
+
+
+def _hash_column(array: pa.Array, column: Column) -> U64:
+    """Hash one column; a null is 0, as the record hash counts it."""
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if pa.types.is_null(array.type) or not len(array):
+        return np.zeros(len(array), "<u8")
+    if pa.types.is_dictionary(array.type):
+        if len(array.dictionary) > len(array):
+            return _hash_column(array.dictionary_decode(), column)
+        values = np.append(_hash_column(array.dictionary, column), np.uint64(0))
+        places = np.asarray(array.indices.cast(pa.int64()).fill_null(len(values) - 1))
+        taken: U64 = values[places]
+        return taken
+    try:
+        found = _HASHES[column.hashed](array)
+    except (pa.ArrowException, ContractBroken, ValueError) as error:
+        raise ContractBroken(
+            f"column {column.name} cannot be digested from Arrow's {array.type} as {column.hashed}", detail=[str(error)]
+        ) from error
+    if array.null_count:
+        found[np.asarray(array.is_null())] = 0
+    return found
+
+
+# --- tables and files ----------------------------------------------------------------------------------------------
+
+
+def _check(schema: Schema) -> None:
+    for column in schema.columns:
+        if column.hashed not in _HASHES:
+            raise ContractBroken(f"column {column.name} has no known hash: {column.hashed or 'none'}")
+
+
+def _add_batch(batch: pa.RecordBatch, schema: Schema) -> int:
+    """Return the exact sum of the signed record hashes of up to CHUNK rows."""
+    found = np.zeros(batch.num_rows, "<u8")
+    present = {name: place for place, name in enumerate(batch.schema.names)}
+    for column in schema.columns:
+        found *= np.uint64(31)
+        if column.name in present:  # a file older than the column: readers see null
+            found += _hash_column(batch.column(present[column.name]), column)
+    if BOUND:
+        found = hash_floats(found.view("<f8"))  # int8send gives the eight bytes as float8send does
+    signed = found.view("<i8")
+    high, low = int((signed >> 32).sum()), int((found & np.uint64(_MASK)).sum())
+    return (high << 32) + low
+
+
+def digest_batches(batches: Iterable[pa.RecordBatch], schema: Schema) -> Digest:
+    """Digest a stream of rows.
+
+    Args:
+        batches: record batches; columns that the schema does not name are left out, missing ones count as null.
+        schema: columns in the order of the record, each with `hashed`.
+
+    Returns:
+        The same digest as the server's over the same rows.
+
+    Raises:
+        ContractBroken: a column's Arrow type has no exact form of what was hashed on the server.
+    """
+    _check(schema)
+    rows = total = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, CHUNK):
+            total += _add_batch(batch.slice(start, CHUNK), schema)
+        rows += batch.num_rows
+    return Digest(rows, total, schema.shape)
+
+
+def digest_table(table: pa.Table | pa.RecordBatch, schema: Schema) -> Digest:
+    """Digest a table in memory; see `digest_batches`."""
+    return digest_batches(table.to_batches() if isinstance(table, pa.Table) else [table], schema)
+
+
+PART_ROWS = 250_000  # rows that one thread takes at once
+BATCH_BYTES = 16 << 20  # aimed size of what a thread holds decoded
+
+
+def _parts(path: str) -> Iterable[tuple[str, list[int], int, list[str]]]:
+    """Yield parts of a file: path, row groups, rows in a batch, and columns to read as dictionaries."""
+    metadata = pq.read_metadata(path)
+    groups: list[int] = []
+    rows = size = 0
+    few: dict[str, bool] = {}
+    for group in range(metadata.num_row_groups):
+        found = metadata.row_group(group)
+        groups.append(group)
+        rows += found.num_rows
+        size += found.total_byte_size
+        for place in range(found.num_columns):
+            column = found.column(place)
+            # Under two bytes for a value only a dictionary of few texts is possible: each text is hashed once.
+            small = column.physical_type == "BYTE_ARRAY" and column.total_uncompressed_size < 2 * column.num_values
+            few[column.path_in_schema] = small and few.get(column.path_in_schema, True)
+        if rows >= PART_ROWS or group == metadata.num_row_groups - 1:
+            batch = max(min(BATCH_BYTES * max(rows, 1) // max(size, 1), CHUNK), 64)
+            yield path, groups, batch, [name for name, small in few.items() if small]
+            groups, rows, size, few = [], 0, 0, {}
+
+
+def _digest_part(part: tuple[str, list[int], int, list[str]], schema: Schema) -> Digest:
+    path, groups, batch, dictionaries = part
+    # Without pre_buffer a column chunk is read as it is decoded, not the whole row group at once.
+    with pq.ParquetFile(path, pre_buffer=False, read_dictionary=dictionaries) as file:
+        names = set(file.schema_arrow.names)
+        wanted = [column.name for column in schema.columns if column.name in names]
+        if not wanted:
+            rows = sum(file.metadata.row_group(group).num_rows for group in groups)
+            return digest_batches([pa.RecordBatch.from_pydict({"": pa.nulls(rows)})], schema)
+        batches = file.iter_batches(batch, row_groups=groups, columns=wanted, use_threads=False)
+        return digest_batches(batches, schema)
+
+
+def digest_files(paths: Sequence[str], schema: Schema, threads: int = 2) -> Digest:
+    """Digest Parquet files by reading them back.
+
+    Args:
+        paths: the files; their `_millrace_*` columns and others that the schema does not name are left out.
+        schema: columns in the order of the record, each with `hashed`.
+        threads: files or parts of files that are read at once.
+
+    Returns:
+        The same digest as the server's `sum(hash_record_extended(row(…), 7))` over the same rows.
+
+    Raises:
+        ContractBroken: a column's Arrow type has no exact form of what was hashed on the server.
+    """
+    _check(schema)
+    parts = (part for path in paths for part in _parts(str(path)))
+    with ThreadPoolExecutor(threads, thread_name_prefix="millrace-digest") as pool:
+        return Digest.sum(pool.map(lambda part: _digest_part(part, schema), parts), schema.shape)
