@@ -22,6 +22,7 @@ from millrace.postgres.types import digest_expression, hashed
 MOST_PAGES = 65_536  # 512 MB of heap in one segment, so that wide rows do not make a resume start far back
 MOST_SEGMENTS = 4_096  # a grouped scan keeps one numeric sum for each
 SAMPLES = 64  # keys sampled for each segment: cuts are then within some 15 % of even
+SAMPLED_PAGES = 400  # at least: rows of one page have keys close to each other, so that few pages say little
 
 
 def predicate(segment: Segment, key: Sequence[PgColumn] = ()) -> sql.Composable | None:
@@ -168,14 +169,24 @@ def key_segments(connection: Connection, source: Source, key: Sequence[PgColumn]
 
 def _integer_cuts(connection: Connection, source: Source, key: PgColumn, wanted: int, total: int) -> list[int]:
     """Return where to cut an integer key: at quantiles of a sample, else evenly between lowest and highest."""
-    if source.paged and total > 0:
-        share = min(100.0, 100.0 * SAMPLES * wanted / total)
-        sample = sql.SQL("select {} from {} tablesample system ({}) repeatable (1)").format(
-            key.identifier, source.origin, sql.Literal(share)
+    pages = source.relation.pages if source.paged and source.relation is not None else 0
+    if pages and total:
+        share = min(100.0, max(100.0 * SAMPLES * wanted / total, 100.0 * SAMPLED_PAGES / pages))
+        places = [place / wanted for place in range(1, wanted)]
+        sample = sql.SQL(
+            "select pg_catalog.count({key}), pg_catalog.percentile_disc({places}::float8[])"
+            " within group (order by {key}) from {origin} tablesample system ({share}) repeatable (1)"
         )
-        found = sorted(row[0] for row in connection.execute(sample) if row[0] is not None)
-        if len(found) >= 4 * wanted:
-            return sorted({int(found[place * len(found) // wanted]) for place in range(1, wanted)})
+        found = connection.execute(
+            sample.format(
+                key=key.identifier,
+                places=sql.Literal(places),
+                origin=source.origin,
+                share=sql.Literal(share),
+            )
+        ).fetchone()
+        if found is not None and found[0] >= 4 * wanted:
+            return sorted({int(cut) for cut in found[1]})
     ends = [sql.SQL("pg_catalog.min({})"), sql.SQL("pg_catalog.max({})")]
     row = connection.execute(source.select([end.format(key.identifier) for end in ends])).fetchone()
     if row is None or row[0] is None:

@@ -188,7 +188,7 @@ def connect(db: Database, *, autocommit: bool = True, purpose: str = "") -> Conn
     try:
         connection: Connection = psycopg.connect(autocommit=True, prepare_threshold=None, **db.keywords(purpose))  # type: ignore[arg-type]
     except psycopg.Error as error:
-        raise _not_connected(error, db) from None
+        raise not_connected(_words(error), db) from None
     try:
         pin(connection)
     except psycopg.Error as error:
@@ -247,8 +247,8 @@ _CONNECT_WORDS: tuple[tuple[str, type[MillraceError], str], ...] = (
 )
 
 
-def _not_connected(error: psycopg.Error, db: Database) -> MillraceError:
-    words = _words(error)
+def not_connected(words: str, db: Database) -> MillraceError:
+    """Return the error for a connection that could not be made, from libpq's words."""
     hint = None
     kind, what = next(
         ((kind, what) for pattern, kind, what in _CONNECT_WORDS if re.search(pattern, words)),

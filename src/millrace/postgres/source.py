@@ -241,5 +241,5 @@ def _short(text: str) -> str:
 
 
 def _not_sql(what: str, text: str, error: Exception, hint: str) -> UsageError:
-    words = _TERMINAL.sub("", str(error)).strip().splitlines()
+    words = [line for line in _TERMINAL.sub("", str(error)).strip().splitlines() if "<class" not in line]
     return UsageError(f"the {what} cannot be parsed as SQL", detail=[_short(text), *words[:1]], hint=hint)
