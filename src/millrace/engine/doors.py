@@ -145,27 +145,48 @@ class Doors:
         self.note(work, "proven", proofs=work.proofs)
         reach("engine.proven")
 
-    def attempt(self, work: Work, leases: Sequence[str], row: StepRow | None = None) -> None:
-        """Bring a step to `proven`, `fresh` or `published` (adopted), trying again where that may help."""
+    def attempt(self, work: Work, leases: Sequence[str], row: StepRow | None = None, *, prove: bool = True) -> None:
+        """Bring a step to `proven`, `fresh` or `published` (adopted), trying again where that may help.
+
+        Args:
+            work: the step.
+            leases: what it is worked on under.
+            row: what an earlier process of this run left.
+            prove: False: stop at `staged`.
+        """
 
         def once(number: int) -> None:
             work.retry = work.retry or number > 1
             ctx = StepContext(work, leases)
             if work.staged is None:
-                ledger = self.look(work)
-                if self.adopt(work, ledger):
-                    return
-                if row is not None and self._left(work, ctx, row, ledger):
-                    work.staged, work.bases = row.staged, dict(row.bases or {})
-                    self._hold(work)
-                elif self.fresh(work, ctx, ledger):
-                    return
-                else:
-                    self.stage(work, ctx, ledger)
-            if work.status is None:
+                self._enter(work, ctx, row)
+            if prove and work.status is None:
                 self.prove(work, ctx)
 
         self._patiently(work, once)
+
+    def _enter(self, work: Work, ctx: StepContext, row: StepRow | None) -> None:
+        ledger = self.look(work)
+        if self.adopt(work, ledger):
+            return
+        if row is not None and self._left(work, ctx, row, ledger):
+            self.take_up(work, row)
+        elif not self.fresh(work, ctx, ledger):
+            self.stage(work, ctx, ledger)
+
+    def take_up(self, work: Work, row: StepRow) -> None:
+        """Go on with what an earlier process of this run staged."""
+        work.staged, work.bases = row.staged, None if row.bases is None else dict(row.bases)
+        self._hold(work)
+
+    def keep(self, work: Work, row: StepRow) -> None:
+        """Take over what an earlier process of this run finished."""
+        work.status = "published" if row.phase == "published" else "passed" if row.phase == "passed" else "fresh"
+        work.entries = row.entries
+        work.message = "kept from the first attempt" if row.phase != "fresh" else row.message
+        work.pause_clock()
+        if row.phase == "published":
+            self.session.published.update({entry.asset: entry.seq for entry in row.entries})
 
     def _left(self, work: Work, ctx: StepContext, row: StepRow, ledger: dict[AssetId, LedgerEntry | None]) -> bool:
         """Say whether what an earlier attempt of this run staged still lies there and is still wanted."""
@@ -295,11 +316,16 @@ def as_error(error: BaseException, step: Step) -> MillraceError:
     return wrapped
 
 
+def traceback_of(error: BaseException) -> str:
+    """Return the whole traceback, for logs."""
+    return "".join(traceback.format_exception(error))
+
+
 def _trace(error: MillraceError) -> dict[str, object]:
     cause = error.__cause__
     if type(error) is not MillraceError or cause is None:
         return {}
-    return {"traceback": "".join(traceback.format_exception(cause))}
+    return {"traceback": traceback_of(cause)}
 
 
 def _regressed(asset: AssetId, target: str, entry: LedgerEntry | None, seen: tuple[int, str, str]) -> PositionRegressed:

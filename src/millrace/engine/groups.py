@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from millrace.core.plan import Step
-from millrace.engine.doors import KEEPS_STAGE, Doors, as_error
-from millrace.engine.records import Status, StepOutcome, StepRow
+from millrace.engine.doors import KEEPS_STAGE, Doors, as_error, traceback_of
+from millrace.engine.records import Status, StepOutcome
 from millrace.engine.session import Session, Work, group_name
 from millrace.errors import Interrupted, MillraceError, SeqMoved, TargetBusy
 
@@ -67,7 +67,7 @@ class GroupRun:
             work = self._begin(step)
             row = rows.get(step.key) if self.session.run.resumed else None
             if row is not None and row.phase in ("published", "passed"):
-                self._keep(work, row)
+                self.doors.keep(work, row)
             else:
                 self.doors.attempt(work, self.leases, row)
             work.pause_clock()
@@ -92,13 +92,6 @@ class GroupRun:
         self.session.journal.note_started(self.session.run.id, step.key)
         return work
 
-    def _keep(self, work: Work, row: StepRow) -> None:
-        """Take over what an earlier process of this run finished."""
-        work.status = "published" if row.phase == "published" else "passed"
-        work.entries = row.entries
-        work.message = "kept from the first attempt"
-        self.session.published.update({entry.asset: entry.seq for entry in row.entries})
-
     def _fail(self, caught: BaseException) -> None:
         """End the group after a failure: nothing of it is published, and only what can be resumed is kept."""
         failing = next((work for work in self.works if work.status is None and work.proofs is None), None)
@@ -114,7 +107,7 @@ class GroupRun:
         if not keep:
             self.doors.discard(unfinished)
         if error.__cause__ is not None and error is not caught:
-            self.session.observer.say("traceback", _trace_text(caught), failing.step)
+            self.session.observer.say("traceback", traceback_of(caught), failing.step)
         status: Status = "interrupted" if isinstance(error, Interrupted) else "failed"
         reason = f"not published: {failing.step.label} {'was interrupted' if status == 'interrupted' else 'failed'}"
         begun = {work.step.key for work in self.works}
@@ -150,9 +143,3 @@ def _told(error: MillraceError) -> MillraceError:
     if isinstance(error, SeqMoved) and error.hint is None:
         error.hint = "nothing of this run was published here; run again to start from the new version"
     return error
-
-
-def _trace_text(error: BaseException) -> str:
-    import traceback
-
-    return "".join(traceback.format_exception(error))

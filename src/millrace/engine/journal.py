@@ -122,9 +122,10 @@ class Journal:
                 )
 
     def end_run(self, run: str, status: RunStatus) -> None:
-        """Note how a run ended."""
+        """Note how a run ended, or that an orchestrator has not ended it yet."""
         with self._write() as connection:
-            connection.execute(sa.update(t.runs).where(t.runs.c.id == run).values(status=status, ended=now()))
+            ended = None if status == "running" else now()
+            connection.execute(sa.update(t.runs).where(t.runs.c.id == run).values(status=status, ended=ended))
 
     def list_runs(self, limit: int = 20) -> list[RunRow]:
         """Return the latest runs, newest first."""

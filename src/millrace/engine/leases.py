@@ -97,10 +97,10 @@ class Leases:
         Args:
             names: the leases.
             what: what the error calls them, like `bronze.orders`.
-            wait: seconds to wait for a live holder.
+            wait: seconds to wait for another process of this same run.
 
         Raises:
-            TargetBusy: a live run holds one of them.
+            TargetBusy: a live process holds one of them.
         """
         deadline = time.monotonic() + wait
         taken: list[str] = []
@@ -117,7 +117,7 @@ class Leases:
         while True:
             holder = self._journal.lease(name)
             if holder is not None and alive(holder, self.ttl):
-                if last:
+                if last or holder.run != self._run:
                     raise _busy(holder, what)
                 return False
             mine = LeaseRow(name, self._run, host(), os.getpid(), _OWNER, now(), time.time())

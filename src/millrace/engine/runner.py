@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,12 @@ from millrace.core.ports import StepKind, Target
 from millrace.engine.collect import Collector
 from millrace.engine.groups import GroupRun, groups_of, skip
 from millrace.engine.leases import Leases, host
+from millrace.engine.phases import PHASES, PhaseRun, run_status
 from millrace.engine.records import Observer, RunInfo, RunResult, RunRow, RunStatus, StepOutcome, now
 from millrace.engine.retry import Retries
 from millrace.engine.session import RunOptions, Session
 from millrace.engine.stop import Stop
-from millrace.errors import UsageError
+from millrace.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from millrace.engine.journal import Journal
@@ -128,6 +130,50 @@ class Engine:
                 self.journal.end_run(info.id, status)
                 session.tidy()
         return self._ended(RunResult(info, tuple(outcomes), status, time.monotonic() - since))
+
+    def phase(
+        self,
+        plan: Plan,
+        key: str,
+        phase: str,
+        run: str,
+        *,
+        pipeline: str = "",
+        logical_time: str | None = None,
+        options: RunOptions | None = None,
+    ) -> StepOutcome:
+        """Take one step through one door, in a process of its own; state passes through the journal.
+
+        Args:
+            plan: the whole plan of the run.
+            key: the step.
+            phase: `stage`, `prove`, `publish` (of the whole group, when the last of it is proven) or `discard` (of
+                the whole group).
+            run: the run's id, chosen by the orchestrator; the first process notes the run.
+            pipeline: the pipeline's name, for people.
+            logical_time: as in `run`; later processes take the first one's.
+            options: how it goes.
+
+        Raises:
+            UsageError: no such step or phase, or the step has not come so far.
+        """
+        if phase not in PHASES:
+            raise UsageError(f"there is no phase {phase!r}", hint=f"phases are {', '.join(PHASES)}")
+        if key not in {step.key for step in plan.steps}:
+            hint = did_you_mean(key, [step.key for step in plan.steps])
+            raise UsageError(f"there is no step {key!r} in this plan", hint=hint)
+        started = now()
+        info = RunInfo(run, self.project, self.env, pipeline, logical_time or started, started)
+        self.journal.start_run(info, host=host(), pid=None, command="")
+        row = self.journal.run(run)
+        info = replace(info, logical_time=row.logical_time, started=row.started)
+        self.journal.begin_steps(run, plan.steps)
+        with self._session(plan, info, options or RunOptions()) as session:
+            try:
+                return PhaseRun(session, plan[key], phase).run()
+            finally:
+                self.journal.end_run(run, run_status(self.journal.steps(run)))
+                session.tidy(plan[key])
 
     def _ended(self, result: RunResult) -> RunResult:
         self.observer.end_run(result)
