@@ -286,11 +286,12 @@ class _Loader:
     def _names(self, manifest: Manifest) -> None:
         """No two assets may have one name; in layers, upper and lower case are the same."""
         seen: dict[tuple[str, str], tuple[AssetId, Place]] = {}
-        made = [(copy.asset, copy.place) for copy in self.copies] + [
-            (model.asset, model.place) for model in self.models
-        ]
+        folded = {*manifest.layers, "pages"}
+        made = [(copy.asset, copy.place) for copy in self.copies]
+        made += [(model.asset, model.place) for model in self.models]
+        made += [(AssetId("pages", page.name), Place(page.file)) for page in self.dashboards]
         for asset, place in made:
-            key = (asset.layer, same_name(asset.name) if asset.layer in manifest.layers else asset.name)
+            key = (asset.layer, same_name(asset.name) if asset.layer in folded else asset.name)
             if key in seen:
                 first, where = seen[key]
                 what = f"two assets are named {asset}"

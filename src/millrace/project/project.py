@@ -10,7 +10,7 @@ from pathlib import Path
 
 from millrace.core.names import AssetId, TableRef, fingerprint
 from millrace.errors import NotFound, Place, ProjectError, UsageError, did_you_mean
-from millrace.project.bundle import bundle_hash
+from millrace.project.bundle import bundle_hash, folder_hash
 from millrace.project.checks import CheckSet
 from millrace.project.copies import TableOptions
 from millrace.project.dashboards import DashboardFile
@@ -113,6 +113,11 @@ class Project:
     def bundle(self) -> str:
         """Hash of the project's files."""
         return bundle_hash(self.root)
+
+    @cached_property
+    def dbt_hash(self) -> str:
+        """Hash of the dbt folder's files; empty when there is none."""
+        return folder_hash(self.root, self.dbt) if self.dbt else ""
 
     @cached_property
     def _variables(self) -> Variables:

@@ -1,0 +1,372 @@
+"""Steps from a project's files and its dbt graph: what each makes, reads, and needs to know.
+
+What a step's spec holds, by kind (paths are relative to the project folder):
+
+    copy   {"copy": a CopySpec as JSON, "checks": {…}, "contract": {…}}
+    model  {"path", "kind", "key", "partitions", "checks"}
+    load   {"source": {"layer", "name"}, "table": {"layer", "name"}}
+    dbt    {"path": the dbt folder, "models": ["marts.fct_orders", …]}
+    gate   {"checks": {…}, "path"}
+    page   {"path"}
+
+A lake asset that dbt reads is loaded into the warehouse under its own name (`silver.orders`), but it is another asset
+than the lake's: it is called `warehouse/silver.orders` in plans and ledgers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from millrace.core.names import AssetId, fingerprint
+from millrace.core.plan import Step
+from millrace.errors import Place, ProjectError, did_you_mean
+from millrace.project import AssetChecks, CopyTable, ModelFile, Project
+from millrace.project.load import same_name
+
+WAREHOUSE = "warehouse"
+"""Name of the warehouse's target and of its publish group: all of it becomes visible in one step."""
+PAGES = "pages"
+
+KINDS = ("copy", "model", "load", "dbt", "gate", "page")
+"""In the order in which independent steps stand in a plan."""
+
+
+class ModelInputs(Protocol):
+    """What an SQL model reads."""
+
+    @property
+    def inputs(self) -> Sequence[AssetId]:
+        """Assets in the order of the text."""
+
+    @property
+    def dated(self) -> bool:
+        """Whether it uses the logical date."""
+
+
+InputsOf = Callable[[ModelFile], ModelInputs]
+"""Parses a model; raises ProjectError when it does not parse."""
+
+
+class DbtRelation(Protocol):
+    """A model or source table of a dbt project: where it lies in the warehouse."""
+
+    @property
+    def schema(self) -> str:
+        """Its schema: the layer."""
+
+    @property
+    def name(self) -> str:
+        """Its name in that schema."""
+
+
+class DbtGraph(Protocol):
+    """What the planner needs of a parsed dbt project."""
+
+    @property
+    def models(self) -> Sequence[DbtRelation]:
+        """Models, seeds and snapshots that become relations."""
+
+    @property
+    def sources(self) -> Sequence[DbtRelation]:
+        """Source tables."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """The steps of a project, not yet in order, and where each was written.
+
+    Attributes:
+        places: where a step stands in the project's files, by step key.
+        reads: where an input is read, by step key and asset.
+    """
+
+    steps: tuple[Step, ...]
+    places: Mapping[str, Place]
+    reads: Mapping[tuple[str, AssetId], Place]
+
+
+def loaded(asset: AssetId) -> AssetId:
+    """Return the asset that a lake asset becomes when it is loaded into the warehouse."""
+    return AssetId(f"{WAREHOUSE}/{asset.layer}", asset.name)
+
+
+def make_steps(project: Project, dbt: DbtGraph | None, inputs_of: InputsOf) -> Made:
+    """Return the steps of a whole project.
+
+    Raises:
+        ProjectError: an input, a checked asset or a dbt source does not exist, or two assets have one name.
+    """
+    maker = _Maker(project)
+    for copy in project.copies:
+        maker.copy(copy)
+    for model in sorted(project.models, key=maker.order_of_model):
+        maker.model(model, inputs_of(model))
+    if dbt is not None and project.dbt is not None:
+        maker.dbt(dbt)
+    for checks in project.checks:
+        maker.check(checks)
+    for dashboard in project.dashboards:
+        page = AssetId(PAGES, dashboard.name)
+        code = _code("page", project.documents[dashboard.file].text)
+        maker.add(
+            Step(
+                key=f"page:{dashboard.name}",
+                kind="page",
+                label=f"{PAGES}/{dashboard.name}.html",
+                assets=(page,),
+                inputs=dashboard.content.assets(),
+                target=PAGES,
+                code=code,
+                spec={"path": dashboard.file},
+            ),
+            dashboard.place,
+        )
+    return maker.made()
+
+
+class _Maker:
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self.steps: dict[str, Step] = {}
+        self.places: dict[str, Place] = {}
+        self.checks = {one.asset: one for one in project.checks}
+        self._layers = list(project.layers)
+
+    def add(self, step: Step, place: Place) -> None:
+        self.steps[step.key] = step if step.group else replace(step, group=step.key)
+        self.places[step.key] = place
+
+    def order_of_model(self, model: ModelFile) -> tuple[int, str]:
+        """Models stand in the order of their layers in millrace.yaml."""
+        return self._layers.index(model.asset.layer), model.asset.name
+
+    def copy(self, copy: CopyTable) -> None:
+        spec = _copy_spec(copy)
+        contract = copy.options.contract
+        said: dict[str, Any] = {} if contract is None else contract.model_dump(mode="json", exclude_none=True)
+        shape = {name: spec[name] for name in ("source", "table", "mode", "key", "cursor", "where", "select")}
+        step = Step(
+            key=f"copy:{copy.asset}",
+            kind="copy",
+            label=str(copy.asset),
+            assets=(copy.asset,),
+            target=copy.target,
+            code=_code("copy", {**shape, "contract": said}),
+            spec={"copy": spec, "checks": self._checks_of(copy.asset), "contract": said},
+        )
+        self.add(step, copy.place)
+
+    def model(self, model: ModelFile, parsed: ModelInputs) -> None:
+        options = model.options
+        spec = {
+            "path": model.file,
+            "kind": options.kind,
+            "key": list(options.key or ()),
+            "partitions": list(options.partitions or ()),
+            "checks": self._checks_of(model.asset),
+        }
+        step = Step(
+            key=f"model:{model.asset}",
+            kind="model",
+            label=str(model.asset),
+            assets=(model.asset,),
+            inputs=tuple(dict.fromkeys(parsed.inputs)),
+            target="lake",
+            code=_code("model", {**spec, "text": model.text.replace("\r\n", "\n")}),
+            dated=parsed.dated,
+            spec=spec,
+        )
+        self.add(step, model.place)
+
+    def dbt(self, graph: DbtGraph) -> None:
+        folder = self.project.dbt or ""
+        place = Place(f"{folder}/dbt_project.yml")
+        known = {asset for step in self.steps.values() for asset in step.assets}
+        sources = [AssetId(one.schema, one.name) for one in graph.sources]
+        for source in dict.fromkeys(sources):
+            if source not in known or self.project.layers.get(source.layer) != "lake":
+                hint = did_you_mean(str(source), sorted(map(str, known)))
+                raise ProjectError(
+                    f"the dbt source {source} is not an asset of the lake",
+                    where=place,
+                    hint=hint or "copy it with a file in copies/, or make it with a model",
+                )
+            table = loaded(source)
+            step = Step(
+                key=f"load:{source}",
+                kind="load",
+                label=str(source),
+                assets=(table,),
+                inputs=(source,),
+                target=WAREHOUSE,
+                group=WAREHOUSE,
+                code=_code("load", str(source)),
+                spec={"source": _json(source), "table": _json(source)},
+            )
+            self.add(step, place)
+        models = tuple(dict.fromkeys(AssetId(one.schema, one.name) for one in graph.models))
+        self._distinct(models, place)
+        step = Step(
+            key=f"dbt:{self.project.name}",
+            kind="dbt",
+            label=self._last_layer(models),
+            assets=models,
+            inputs=tuple(loaded(source) for source in dict.fromkeys(sources)),
+            target=WAREHOUSE,
+            group=WAREHOUSE,
+            code=_code("dbt", self.project.dbt_hash),
+            spec={"path": folder, "models": [str(model) for model in models]},
+        )
+        self.add(step, place)
+
+    def check(self, checks: AssetChecks) -> None:
+        """Make the gate of an asset of the warehouse; checks of other assets stand in their steps' specs."""
+        maker = next((step for step in self.steps.values() if checks.asset in step.assets), None)
+        if maker is None:
+            raise self.unknown("checks of", checks.asset, checks.place)
+        for reference in (checks.checks.relationships or {}).values():
+            self._referred(AssetId.parse(reference.to.rpartition(".")[0]), checks)
+        if maker.kind != "dbt":
+            return
+        step = Step(
+            key=f"gate:{checks.asset}",
+            kind="gate",
+            label=str(checks.asset),
+            assets=(),
+            inputs=(checks.asset,),
+            after=(maker.key,),
+            target=WAREHOUSE,
+            group=WAREHOUSE,
+            code=_code("gate", checks.checks.to_json()),
+            spec={"checks": checks.checks.to_json(), "path": checks.place.file},
+        )
+        self.add(step, checks.place)
+
+    def made(self) -> Made:
+        """Return the steps after a look at every input."""
+        makers = {asset: step for step in self.steps.values() for asset in step.assets}
+        reads: dict[tuple[str, AssetId], Place] = {}
+        for step in self.steps.values():
+            for asset in step.inputs:
+                reads[step.key, asset] = place = self._place_of(step, asset)
+                self._readable(step, asset, makers.get(asset), place)
+        gates = {step.inputs[0]: step.key for step in self.steps.values() if step.kind == "gate"}
+        for key, step in self.steps.items():
+            waits = tuple(gates[asset] for asset in step.inputs if asset in gates and step.kind not in ("gate", "dbt"))
+            self.steps[key] = replace(step, after=tuple(dict.fromkeys((*step.after, *waits))))
+        return Made(tuple(self.steps.values()), self.places, reads)
+
+    def unknown(self, who: str, asset: AssetId, place: Place) -> ProjectError:
+        """Return the error about an asset that nothing makes."""
+        known = sorted(str(one) for step in self.steps.values() if step.kind != "load" for one in step.assets)
+        note = did_you_mean(str(asset), known)
+        return self.project.problem(f"{who} {asset}, which nothing makes", place, note=note)
+
+    def _referred(self, asset: AssetId, checks: AssetChecks) -> None:
+        """Refuse a relationship to an asset that does not exist."""
+        if not any(asset in step.assets for step in self.steps.values()):
+            raise self.unknown(f"a relationship of {checks.asset} goes to", asset, checks.place)
+
+    def _readable(self, step: Step, asset: AssetId, maker: Step | None, place: Place) -> None:
+        """Refuse inputs that do not exist or cannot be read from there."""
+        reader = step.label if step.kind != "page" else f"the dashboard {step.assets[0].name}"
+        if maker is None:
+            raise self.unknown(f"{reader} reads", asset, place)
+        if step.kind == "model" and maker.target != "lake":
+            lives = "the warehouse" if maker.target == WAREHOUSE else maker.target.replace(":", " ")
+            what = f"{reader} reads {asset}, which lives in {lives}"
+            raise self.project.problem(what, place, hint="models read assets of the lake")
+        if step.kind == "page" and maker.target != WAREHOUSE:
+            what = f"{reader} reads {asset}, which does not live in the warehouse"
+            raise self.project.problem(what, place, hint="dashboards read tables that dbt makes")
+
+    def _place_of(self, step: Step, asset: AssetId) -> Place:
+        if step.kind == "model":
+            text = next(model.text for model in self.project.models if model.file == step.spec["path"])
+            return find_input(text, asset, step.spec["path"])
+        if step.kind == "page":
+            document = self.project.documents[step.spec["path"]]
+            charts = document.value.get("charts") or []
+            paths = [("asset",), *(("charts", index, "asset") for index in range(len(charts)))]
+            values = [document.value.get("asset"), *(chart.get("asset") for chart in charts)]
+            return document.place(paths[values.index(str(asset))])
+        return self.places[step.key]
+
+    def _checks_of(self, asset: AssetId) -> dict[str, Any]:
+        found = self.checks.get(asset)
+        return {} if found is None else found.checks.to_json()
+
+    def _distinct(self, models: Sequence[AssetId], place: Place) -> None:
+        """A dbt model must not be a copy or model too."""
+        taken = {(asset.layer, same_name(asset.name)): key for key, step in self.steps.items() for asset in step.assets}
+        for model in models:
+            other = taken.get((model.layer, same_name(model.name)))
+            if other is not None:
+                detail = (f"dbt makes it, and {self.places[other]}",)
+                raise ProjectError(f"two assets are named {model}", where=place, detail=detail)
+
+    def _last_layer(self, models: Sequence[AssetId]) -> str:
+        """Return the layer that readers see: the last of millrace.yaml's that dbt fills."""
+        filled = {model.layer for model in models}
+        return next((layer for layer in reversed(self._layers) if layer in filled), self.project.name)
+
+
+def find_input(text: str, asset: AssetId, file: str) -> Place:
+    """Return where an SQL text names an asset, outside comments; the file's start when it is not found."""
+    bare = re.sub(r"--[^\n]*|/\*.*?\*/", lambda match: re.sub(r"[^\n]", " ", match[0]), text, flags=re.DOTALL)
+    layer, name = re.escape(asset.layer), re.escape(asset.name.replace('"', '""'))
+    match = re.search(rf'(?<![\w"])"?{layer}"?\s*\.\s*"?{name}"?(?!\w)', bare, re.IGNORECASE)
+    if match is None:
+        return Place(file, 1, 1)
+    start = match.start()
+    line_start = text.rfind("\n", 0, start) + 1
+    length = len(match[0].split("\n", 1)[0])
+    return Place(file, text.count("\n", 0, start) + 1, start - line_start + 1, length)
+
+
+def _copy_spec(copy: CopyTable) -> dict[str, Any]:
+    """Return the CopySpec of a table as JSON; what the file leaves open keeps the spec's default."""
+    options = copy.options
+    spec: dict[str, Any] = {
+        "source": copy.source,
+        "table": {"schema": copy.table.schema, "name": copy.table.name},
+        "asset": _json(copy.asset),
+        "mode": options.mode or "full",
+        "key": list(options.key or ()),
+        "cursor": options.cursor,
+        "where": options.where,
+        "select": options.select,
+        "count": options.count,
+    }
+    spec |= {
+        name: getattr(options, name)
+        for name in ("max_delete", "workers", "segment_rows")
+        if getattr(options, name) is not None
+    }
+    return spec
+
+
+def _json(asset: AssetId) -> dict[str, str]:
+    return {"layer": asset.layer, "name": asset.name}
+
+
+def _code(kind: str, content: object) -> str:
+    return fingerprint(kind, json.dumps(content, sort_keys=True, ensure_ascii=False))
+
+
+def needs(steps: Sequence[Step]) -> dict[str, tuple[str, ...]]:
+    """Return the keys of the steps that must run before each step, among the given ones."""
+    makers = {asset: step.key for step in steps for asset in step.assets}
+    keys = {step.key for step in steps}
+
+    def before(step: Step) -> Iterator[str]:
+        for asset in step.inputs:
+            if asset in makers:
+                yield makers[asset]
+        yield from (key for key in step.after if key in keys)
+
+    return {step.key: tuple(dict.fromkeys(before(step))) for step in steps}
