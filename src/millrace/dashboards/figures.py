@@ -72,9 +72,21 @@ def _table(asset: AssetId) -> exp.Table:
     return exp.Table(this=exp.to_identifier(asset.name, quoted=True), db=exp.to_identifier(asset.layer, quoted=True))
 
 
-def _sum(measure: str, per: str | None) -> exp.Expression:
-    total = exp.Sum(this=_column(measure))
-    if per is None:
+AGGREGATES: Mapping[str, Callable[[exp.Expression], exp.Expression]] = {
+    "sum": lambda column: exp.Sum(this=column),
+    "avg": lambda column: exp.Avg(this=column),
+    "min": lambda column: exp.Min(this=column),
+    "max": lambda column: exp.Max(this=column),
+    "count": lambda column: exp.Count(this=column),
+    "count_distinct": lambda column: exp.Count(this=exp.Distinct(expressions=[column])),
+}
+
+
+def _figure(spec: Mapping[str, Any], measure: str) -> exp.Expression:
+    """Return the aggregate of a measure; `per` makes it a ratio of two sums, which an average of averages is not."""
+    total = AGGREGATES[spec.get("agg") or "sum"](_column(measure))
+    per = spec.get("per")
+    if not per:
         return total
     return exp.Div(
         this=exp.Cast(this=total, to=exp.DataType.build("double")),
@@ -82,10 +94,10 @@ def _sum(measure: str, per: str | None) -> exp.Expression:
     )
 
 
-def _grouped(asset: AssetId, by: str, measure: str, per: str | None) -> exp.Select:
-    """Select `by, sum(measure)` grouped by `by`, without the null group."""
+def _grouped(asset: AssetId, by: str, measure: str, spec: Mapping[str, Any]) -> exp.Select:
+    """Select `by` and the figure grouped by it, without the null group."""
     return (
-        exp.select(_column(by), _sum(measure, per))
+        exp.select(_column(by), _figure(spec, measure))
         .from_(_table(asset))
         .where(exp.Not(this=exp.Is(this=_column(by), expression=exp.null())))
         .group_by(_column(by))
@@ -124,7 +136,7 @@ def check_columns(query: Query, asset: AssetId, wanted: Sequence[str], where: st
 
 def kpi(query: Query, asset: AssetId, date: str, spec: Mapping[str, Any]) -> Kpi:
     """Compute one KPI over the newest 30 days of `date`."""
-    select = _grouped(asset, date, spec["measure"], spec.get("per")).order_by(_column(date).desc()).limit(30)
+    select = _grouped(asset, date, spec["measure"], spec).order_by(_column(date).desc()).limit(30)
     days = _run(query, select)
     label, unit = spec["label"], spec.get("unit") or ""
     if not days:
@@ -141,7 +153,7 @@ def _day(value: dt.date | dt.datetime) -> dt.date:
 
 def chart(query: Query, asset: AssetId, spec: Mapping[str, Any]) -> Chart:
     """Compute one chart: a line in the order of x (the newest `last` points), or bars, the greatest first."""
-    select = _grouped(asset, spec["x"], spec["y"], spec.get("per"))
+    select = _grouped(asset, spec["x"], spec["y"], spec)
     if spec["kind"] == "line":
         points = _run(query, select.order_by(_column(spec["x"]).desc()).limit(spec.get("last") or 366))
         points.reverse()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from millrace.core.names import AssetId, TableRef
@@ -55,10 +55,11 @@ class CopySpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CopySpec:
-        """Read what `to_json` wrote."""
+        """Read what `to_json` wrote; what else stands in a step's spec (its checks) is left to others."""
+        known = {field.name for field in fields(cls)}
         return cls(
             **{
-                **data,
+                **{name: value for name, value in data.items() if name in known},
                 "table": TableRef(**data["table"]),
                 "asset": AssetId(**data["asset"]),
                 "key": tuple(data["key"]),

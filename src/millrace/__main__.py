@@ -1,0 +1,6 @@
+"""`python -m millrace`."""
+
+from millrace.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""The only place that wires: project and environment, or two databases, become targets, step kinds and an engine."""
+
+from millrace.app.copying import CopyOptions, CopyOutcome, copy_dry_run, copy_table, diff_tables
+from millrace.app.doctor import Finding, examine
+from millrace.app.house import House, QueryResult, open_house
+from millrace.app.scaffold import init_project, write_schemas
+
+__all__ = [
+    "CopyOptions",
+    "CopyOutcome",
+    "Finding",
+    "House",
+    "QueryResult",
+    "copy_dry_run",
+    "copy_table",
+    "diff_tables",
+    "examine",
+    "init_project",
+    "open_house",
+    "write_schemas",
+]

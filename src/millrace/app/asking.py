@@ -1,0 +1,117 @@
+"""`millrace query`: one SELECT over what is published, wherever it lives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from millrace.app.relations import attach_warehouse, show_files, show_table
+from millrace.app.runtime import Runtime
+from millrace.core.names import AssetId
+from millrace.errors import NotFound, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from millrace.project import Project
+
+NUMERIC = ("INT", "DECIMAL", "DOUBLE", "FLOAT", "NUMERIC", "REAL")
+
+
+def tables_of(sql: str) -> tuple[str, list[AssetId]]:
+    """Return the statement, and the assets that it reads.
+
+    Raises:
+        UsageError: it is not one SELECT in DuckDB's SQL, or a table is not named layer.asset.
+    """
+    import sqlglot
+    from sqlglot import exp
+    from sqlglot.optimizer.scope import traverse_scope
+
+    try:
+        statements = [statement for statement in sqlglot.parse(sql, dialect="duckdb") if statement is not None]
+    except sqlglot.ParseError as error:
+        problem = error.errors[0] if error.errors else {}
+        line, column = problem.get("line", 1), problem.get("col", 0)
+        raise UsageError(
+            f"the query does not parse at line {line}, column {column}",
+            detail=[f"near {problem.get('highlight', '')!r}: {problem.get('description', error)}"],
+        ) from None
+    if len(statements) != 1 or not isinstance(statements[0], exp.Query):
+        raise UsageError("millrace query takes one SELECT; it changes nothing")
+    tables: dict[AssetId, None] = {}
+    for scope in traverse_scope(statements[0]):
+        for source in scope.sources.values():
+            if not isinstance(source, exp.Table) or not source.name:
+                continue
+            if not source.db or source.catalog:
+                raise UsageError(f"not an asset: {source.sql(dialect='duckdb')}", hint="tables are named layer.asset")
+            tables[AssetId(source.db, source.name)] = None
+    return statements[0].sql(dialect="duckdb"), list(tables)
+
+
+def ask(
+    runtime: Runtime, project: Project, sql: str, limit: int
+) -> tuple[tuple[str, ...], tuple[bool, ...], list[tuple[Any, ...]]]:
+    """Return columns, which of them are figures, and up to `limit` rows."""
+    from millrace.duck.engine import connect, translated
+
+    statement, assets = tables_of(sql)
+    connection = connect(memory_limit=runtime.memory_limit, threads=runtime.threads)
+    try:
+        with translated("the query", "the query"):
+            _show(connection, runtime, project, assets)
+            connection.execute(
+                "set enable_external_access = false" if not _needs_files(project, assets) else "select 1"
+            )
+            result = connection.execute(statement)
+            columns = tuple(str(column[0]) for column in result.description or ())
+            types = [str(column[1]).upper() for column in result.description or ()]
+            rows = result.fetchmany(limit)
+    finally:
+        connection.close()
+    return columns, tuple(any(word in kind for word in NUMERIC) for kind in types), rows
+
+
+def _needs_files(project: Project, assets: list[AssetId]) -> bool:
+    return any(project.layers.get(asset.layer) == "lake" for asset in assets)
+
+
+def _show(connection: duckdb.DuckDBPyConnection, runtime: Runtime, project: Project, assets: list[AssetId]) -> None:
+    attached = False
+    for asset in assets:
+        bound = project.layers.get(asset.layer)
+        if bound is None:
+            raise NotFound(
+                f"there is no layer {asset.layer!r}",
+                where=str(asset),
+                hint=did_you_mean(asset.layer, list(project.layers)) or f"layers: {', '.join(project.layers)}",
+            )
+        if bound == "lake":
+            _show_lake(connection, runtime, asset)
+            continue
+        if not attached:
+            _attach(connection, runtime, asset)
+            attached = True
+        show_table(connection, asset.layer, asset.name)
+
+
+def _show_lake(connection: duckdb.DuckDBPyConnection, runtime: Runtime, asset: AssetId) -> None:
+    from millrace.lake.target import LakeTarget
+
+    lake = runtime.target("lake")
+    assert isinstance(lake, LakeTarget)  # noqa: S101 - wired here
+    entry = lake.ledger(asset)
+    if entry is None:
+        raise NotFound(f"{asset} was never published", hint="see what there is: millrace status")
+    show_files(connection, asset.layer, asset.name, lake.files(asset, entry.seq))
+
+
+def _attach(connection: duckdb.DuckDBPyConnection, runtime: Runtime, asset: AssetId) -> None:
+    from millrace.duck.warehouse import WarehouseTarget
+
+    warehouse = runtime.target("warehouse")
+    assert isinstance(warehouse, WarehouseTarget)  # noqa: S101 - wired here
+    file = warehouse.current()
+    if file is None:
+        raise NotFound(f"{asset} was never published: the warehouse is empty", hint="make it: millrace run")
+    attach_warehouse(connection, file)

@@ -1,0 +1,213 @@
+"""One copy without a project: two databases, one step, the same engine as everything else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from millrace.app.runtime import CONNECTION, Runtime
+from millrace.core.names import AssetId, TableRef, fingerprint
+from millrace.core.plan import Plan, Step
+from millrace.core.ports import Mode
+from millrace.core.staged import Counts, LedgerEntry
+from millrace.errors import NotFound
+
+if TYPE_CHECKING:
+    from millrace.engine.records import Observer
+    from millrace.postgres.diff import TableDiff
+    from millrace.postgres.session import Database
+    from millrace.steps.spec import CopySpec
+
+SOURCE, TARGET = "source", "target"
+
+
+@dataclass(frozen=True, slots=True)
+class CopyOptions:
+    """Options of a copy: see `steps.spec.CopySpec`."""
+
+    mode: Mode = "full"
+    key: tuple[str, ...] = ()
+    cursor: str | None = None
+    where: str | None = None
+    select: str | None = None
+    count: str | None = None
+    replace: bool = False
+    allow_deletes: bool = False
+    max_delete: float = 0.5
+    full_refresh: bool = False
+    workers: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class CopyOutcome:
+    """What a copy did.
+
+    Attributes:
+        published: False when the target was equal already.
+        entry: the ledger entry that stands now.
+        staged_rows: rows that were moved.
+        message: one sentence.
+    """
+
+    published: bool
+    entry: LedgerEntry
+    staged_rows: int
+    seconds: float
+    message: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as JSON types."""
+        return {
+            "published": self.published,
+            "staged_rows": self.staged_rows,
+            "seconds": round(self.seconds, 3),
+            "message": self.message,
+            "entry": self.entry.to_json(),
+        }
+
+
+def _database(text: str, label: str, *, trusted_urls: bool) -> Database:
+    from millrace.postgres.session import database_from_url, parse_database
+
+    if trusted_urls and "://" in text:
+        return database_from_url(text, label)
+    return parse_database(text, os.environ)
+
+
+@contextlib.contextmanager
+def _runtime(source: str, target: str, *, trusted_urls: bool = False) -> Iterator[Runtime]:
+    databases = {
+        SOURCE: lambda _closing: _database(source, "source", trusted_urls=trusted_urls),
+        TARGET: lambda _closing: _database(target, "target", trusted_urls=trusted_urls),
+    }
+    with (
+        tempfile.TemporaryDirectory(prefix="millrace-") as work,
+        Runtime(Path.cwd(), Path(work), databases, {}) as runtime,
+    ):
+        yield runtime
+
+
+def _spec(table: str, into: str, options: CopyOptions, runtime: Runtime) -> CopySpec:
+    from millrace.steps.spec import CopySpec
+
+    place = TableRef.parse(into)
+    schema = place.schema or runtime.reader(TARGET).default_schema()
+    return CopySpec(
+        source=SOURCE,
+        table=TableRef.parse(table),
+        asset=AssetId(schema, place.name),
+        mode=options.mode,
+        key=options.key,
+        cursor=options.cursor,
+        where=options.where,
+        select=options.select,
+        count=options.count,
+        replace=options.replace,
+        allow_deletes=options.allow_deletes,
+        max_delete=options.max_delete,
+        full_refresh=options.full_refresh,
+        workers=options.workers,
+    )
+
+
+def copy_table(
+    source: str,
+    table: str,
+    target: str,
+    into: str,
+    options: CopyOptions,
+    *,
+    trusted_urls: bool = False,
+    show_progress: bool = False,
+) -> CopyOutcome:
+    """Copy one table between two PostgreSQL databases.
+
+    Args:
+        source, target: `env:NAME`, `service:NAME`, or a URL.
+        table, into: SQL names of the source and the target table.
+        options: mode, key, guards.
+        trusted_urls: whether a URL may hold a password (an API's argument may, a command line's may not).
+        show_progress: whether a terminal watches.
+
+    Raises:
+        MillraceError: what stopped the copy; nothing was published then.
+    """
+    from millrace.engine.journal import Journal
+    from millrace.engine.runner import Engine
+
+    since = time.monotonic()
+    with _runtime(source, target, trusted_urls=trusted_urls) as runtime:
+        spec = _spec(table, into, options, runtime)
+        step = Step(
+            key=f"copy:{spec.asset}",
+            kind="copy",
+            label=str(TableRef(spec.asset.layer, spec.asset.name)),
+            assets=(spec.asset,),
+            target=f"{CONNECTION}{TARGET}",
+            group=f"copy:{spec.asset}",
+            code=fingerprint("copy", str(spec.table), repr((spec.mode, spec.key, spec.cursor, spec.where, spec.select))),
+            spec={"copy": spec.to_json(), "full_refresh": options.full_refresh},
+        )
+        journal = Journal(":memory:")
+        try:
+            engine = Engine(
+                journal,
+                runtime.kinds,
+                {step.target: runtime.target(step.target)},
+                observer=_observer(show_progress),
+                work=runtime.cache,
+            )
+            result = engine.run(Plan((step,)))
+        finally:
+            journal.close()
+    (outcome,) = result.steps
+    if outcome.error is not None:
+        raise outcome.error
+    if not outcome.entries:
+        raise NotFound(f"{step.label} was not copied: {outcome.message}")
+    published = outcome.status == "published"
+    return CopyOutcome(
+        published=published,
+        entry=outcome.entries[0],
+        staged_rows=(outcome.rows or 0) if published else 0,
+        seconds=time.monotonic() - since,
+        message=outcome.message or ("copied and proven" if published else "nothing changed"),
+    )
+
+
+def _observer(show_progress: bool) -> Observer:
+    from millrace.observe.progress import observer
+
+    return observer("terminal" if show_progress else "silent")
+
+
+def copy_dry_run(source: str, table: str, target: str, into: str, options: CopyOptions) -> Counts:
+    """Return what a copy would insert, update and delete; changes nothing."""
+    from millrace.postgres.target import PostgresTarget
+    from millrace.steps.routes.postgres_postgres import dry_run
+
+    with _runtime(source, target) as runtime:
+        place = runtime.target(f"{CONNECTION}{TARGET}")
+        assert isinstance(place, PostgresTarget)  # noqa: S101 - made above
+        return dry_run(_spec(table, into, options, runtime), runtime.reader(SOURCE), place)
+
+
+def diff_tables(
+    left: str, table: str, right: str, other: str, *, key: tuple[str, ...] = (), limit: int = 20
+) -> tuple[TableDiff, float]:
+    """Compare two tables row by row; returns the difference and the seconds it took."""
+    from millrace.postgres.diff import diff
+
+    since = time.monotonic()
+    sides = [
+        (_database(text, label, trusted_urls=False), TableRef.parse(name))
+        for text, label, name in ((left, "source", table), (right, "target", other))
+    ]
+    found = diff(sides[0], sides[1], key=key, limit=limit)
+    return found, time.monotonic() - since

@@ -1,0 +1,94 @@
+"""What a run would do, and why: every step's kind is asked, nothing is touched."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from pathlib import Path
+
+from millrace.app.runtime import Runtime
+from millrace.core.names import AssetId
+from millrace.core.plan import Freshness, Plan, Step
+from millrace.core.ports import Reporter, Target
+from millrace.core.staged import CheckResult, Staged
+from millrace.errors import MillraceError
+
+
+class Quiet:
+    """A reporter that nobody watches."""
+
+    def total(self, rows: int | None) -> None:
+        """See `core.ports.Reporter`."""
+
+    def moved(self, rows: int, size: int) -> None:
+        """See `core.ports.Reporter`."""
+
+    def note(self, text: str) -> None:
+        """See `core.ports.Reporter`."""
+
+    def checks(self, results: Sequence[CheckResult]) -> None:
+        """See `core.ports.Reporter`."""
+
+
+class LookingContext:
+    """The context of a step that is only asked whether it is fresh."""
+
+    run = ""
+    load = 0
+    retry = False
+
+    def __init__(self, runtime: Runtime, plan: Plan, step: Step, logical_time: str) -> None:
+        self._runtime = runtime
+        self._plan = plan
+        self._step = step
+        self.logical_time = logical_time
+        self.report: Reporter = Quiet()
+
+    def target(self, name: str) -> Target:
+        """See `core.ports.Context`."""
+        return self._runtime.target(name)
+
+    def version(self, asset: AssetId) -> int | Staged | None:
+        """Return the ledger's seq, in the target of the step that makes the asset."""
+        maker = next((step for step in self._plan.steps if asset in step.assets), None)
+        names = [maker.target] if maker else ["lake", "warehouse"]
+        for name in names:
+            if name in self._runtime.targets and (entry := self._runtime.targets[name].ledger(asset)):
+                return entry.seq
+        return None
+
+    def group(self) -> Sequence[Staged]:
+        """See `core.ports.Context`."""
+        return ()
+
+    def scratch(self) -> Path:
+        """See `core.ports.Context`; a step that is only asked writes nothing."""
+        raise MillraceError("a step that is only asked has no scratch folder", where=self._step.key)
+
+    def stopping(self) -> bool:
+        """See `core.ports.Context`."""
+        return False
+
+
+def explain(runtime: Runtime, whole: Plan, plan: Plan, logical_time: str | None = None) -> list[tuple[Step, Freshness]]:
+    """Ask every step of a plan whether it is fresh; what depends on a change changes too.
+
+    Args:
+        runtime: targets and kinds.
+        whole: the project's whole plan, to know who makes what.
+        plan: the steps to explain.
+        logical_time: "now" of the run, ISO 8601 UTC.
+    """
+    now = logical_time or dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    changing: set[AssetId] = set()
+    found = []
+    for step in plan.steps:
+        upstream = next((asset for asset in step.inputs if asset in changing), None)
+        context = LookingContext(runtime, whole, step, now)
+        freshness = runtime.kinds[step.kind].fresh(step, context)
+        if freshness.fresh and upstream is not None:
+            freshness = Freshness(False, f"{upstream} changes", None, freshness.publishes, freshness.proves)
+        if not freshness.fresh:
+            changing.update(step.assets)
+        found.append((step, freshness))
+    return found

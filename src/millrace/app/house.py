@@ -1,0 +1,244 @@
+"""A project in an environment, ready to plan, run and be asked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from millrace.app.explain import explain
+from millrace.app.runtime import CONNECTION, Runtime
+from millrace.core.names import AssetId
+from millrace.core.plan import Freshness, Plan, Step
+from millrace.core.ports import Target
+from millrace.core.staged import LedgerEntry
+from millrace.errors import NotFound, UsageError, did_you_mean
+from millrace.project import Project, load_project
+
+if TYPE_CHECKING:
+    from millrace.engine.journal import Journal
+    from millrace.engine.records import RunResult, StepOutcome
+    from millrace.engine.runner import Engine
+    from millrace.engine.session import RunOptions
+    from millrace.postgres.session import Database
+
+STATE = ".millrace"
+
+
+@dataclass(frozen=True, slots=True)
+class QueryResult:
+    """Rows of a query.
+
+    Attributes:
+        numeric: which columns are figures.
+        truncated: whether there are more rows than were asked for.
+    """
+
+    columns: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    truncated: bool
+    seconds: float
+
+
+class House:
+    """A project in one environment.
+
+    Args:
+        project: as read from its files.
+        full_refresh: steps read everything and forget positions.
+    """
+
+    def __init__(self, project: Project, *, full_refresh: bool = False) -> None:
+        self.project = project
+        self.environment = project.environment
+        self.full_refresh = full_refresh
+        self.state = project.root / STATE
+        self.runtime = Runtime(project.root, self.state / "cache", self._databases(), self._targets())
+
+    def _databases(self) -> Mapping[str, Callable[[contextlib.ExitStack], Database]]:
+        def maker(name: str) -> Callable[[contextlib.ExitStack], Database]:
+            def make(closing: contextlib.ExitStack) -> Database:
+                from millrace.postgres.session import database_from_url
+
+                embedded = self.project.connection(name).embedded
+                if embedded is not None:
+                    from millrace.testing.servers import shared_postgres
+
+                    url = closing.enter_context(shared_postgres(self.project.root / embedded))
+                    return database_from_url(url, name)
+                return database_from_url(self.project.connection_url(name), name)
+
+            return make
+
+        return {name: maker(name) for name in self.project.settings.connections}
+
+    def _targets(self) -> Mapping[str, Callable[[], Target]]:
+        def lake() -> Target:
+            from millrace.lake.target import LakeTarget
+
+            return LakeTarget(Path(self.project.lake_path() or ""))
+
+        def warehouse() -> Target:
+            from millrace.duck.warehouse import WarehouseTarget
+
+            return WarehouseTarget(Path(self.project.warehouse_path() or ""))
+
+        def pages() -> Target:
+            from millrace.dashboards.target import PageTarget
+
+            return PageTarget(self.project.root / "pages")
+
+        makers: dict[str, Callable[[], Target]] = {"pages": pages}
+        if self.project.settings.lake is not None:
+            makers["lake"] = lake
+        if self.project.settings.warehouse is not None:
+            makers["warehouse"] = warehouse
+        return makers
+
+    @cached_property
+    def journal(self) -> Journal:
+        """The journal of this project's runs."""
+        from millrace.engine.journal import Journal
+
+        self.state.mkdir(exist_ok=True)
+        journal = Journal(self.project.state_url() or self.state / "state.db")
+        self.runtime.closing.callback(journal.close)
+        return journal
+
+    @cached_property
+    def whole(self) -> Plan:
+        """The plan of everything."""
+        return self._plan((), None)
+
+    def plan(self, select: Sequence[str] = (), pipeline: str | None = None) -> Plan:
+        """Return the plan of a selection, of a pipeline, or of everything."""
+        return self._plan(tuple(select), pipeline) if select or pipeline else self.whole
+
+    def _plan(self, select: Sequence[str], pipeline: str | None) -> Plan:
+        from millrace.planner import build_plan
+        from millrace.transform.dbt import graph
+        from millrace.transform.sql_model import parse_model
+
+        dbt = graph(self.project.root / self.project.dbt, self.state / "cache") if self.project.dbt else None
+        plan = build_plan(
+            self.project,
+            dbt,
+            inputs_of=lambda model: parse_model(model.file, model.text),
+            select=select,
+            pipeline=pipeline,
+        )
+        if self.full_refresh:
+            steps = (replace(step, spec={**step.spec, "full_refresh": True}) for step in plan.steps)
+            return Plan(tuple(steps))
+        return plan
+
+    def explain(self, plan: Plan) -> list[tuple[Step, Freshness]]:
+        """Say what a run of a plan would do, and why."""
+        return explain(self.runtime, self.whole, plan)
+
+    def _engine(self, show_as: str) -> Engine:
+        from millrace.engine.runner import Engine
+        from millrace.observe.progress import observer
+
+        return Engine(
+            self.journal,
+            self.runtime.kinds,
+            self.runtime.targets,
+            observer=observer(show_as, logs=self.state / "logs", root=self.project.root),
+            work=self.state,
+            project=self.project.name,
+            env=self.environment,
+            locate=self._locate,
+        )
+
+    def _locate(self, asset: AssetId) -> str | None:
+        """Return the target of an asset that a plan reads but does not make."""
+        maker = next((step for step in self.whole.steps if asset in step.assets), None)
+        return maker.target if maker else self.project.layers.get(asset.layer)
+
+    def run(
+        self,
+        plan: Plan,
+        *,
+        pipeline: str = "",
+        resume: str | None = None,
+        logical_time: str | None = None,
+        options: RunOptions | None = None,
+        show_as: str = "terminal",
+    ) -> RunResult:
+        """Run a plan; failures are in the result."""
+        engine = self._engine(show_as)
+        return engine.run(plan, pipeline=pipeline, resume=resume, logical_time=logical_time, options=options)
+
+    def step(self, key: str, run: str, phase: str | None, *, logical_time: str | None = None) -> Sequence[StepOutcome]:
+        """Run one phase of one step, or all of them.
+
+        Raises:
+            UsageError: no such step or phase.
+        """
+        keys = [step.key for step in self.whole.steps]
+        if key not in keys:
+            raise UsageError(f"there is no step {key!r}", hint=did_you_mean(key, keys) or "see: millrace plan --json")
+        return self._engine("silent").phase(self.whole, key, run, phase, logical_time=logical_time)
+
+    def check_bundle(self, wanted: str | None) -> None:
+        """Refuse to run other files than an orchestrator was rendered from.
+
+        Raises:
+            UsageError: the project's files differ.
+        """
+        if wanted and not self.project.bundle.startswith(wanted):
+            raise UsageError(
+                f"the project's files have hash {self.project.bundle[:16]}, the caller was made from {wanted}",
+                hint="render the orchestrator's files again, or deploy the files that it was made from",
+            )
+
+    def entries(self) -> list[tuple[Step, AssetId, LedgerEntry | None]]:
+        """Return every asset of the project with the step that makes it and its last publish."""
+        return [
+            (step, asset, self.runtime.target(step.target).ledger(asset))
+            for step in self.whole.steps
+            for asset in step.assets
+        ]
+
+    def query(self, sql: str, limit: int) -> QueryResult:
+        """Run one SELECT over the lake's files and the published warehouse, read-only.
+
+        Raises:
+            UsageError: the text is not one SELECT.
+            NotFound: an asset does not exist.
+        """
+        from millrace.app.asking import ask
+
+        since = time.monotonic()
+        columns, numeric, rows = ask(self.runtime, self.project, sql, limit + 1)
+        return QueryResult(columns, numeric, tuple(rows[:limit]), len(rows) > limit, time.monotonic() - since)
+
+
+@contextlib.contextmanager
+def open_house(
+    folder: Path | None = None, environment: str | None = None, *, full_refresh: bool = False
+) -> Iterator[House]:
+    """Read a project and close what it opened at the end.
+
+    Args:
+        folder: the project's folder or one below it; default: the current one.
+        environment: its name; default: `MILLRACE_ENV`, or dev.
+        full_refresh: steps read everything and forget positions.
+
+    Raises:
+        ProjectError: the project's files are wrong.
+        NotFound: there is no project here.
+    """
+    house = House(load_project(folder, environment, environ=os.environ), full_refresh=full_refresh)
+    with house.runtime:
+        yield house
+
+
+__all__ = ["CONNECTION", "House", "NotFound", "QueryResult", "open_house"]

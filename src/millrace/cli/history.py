@@ -1,0 +1,112 @@
+"""How `millrace runs` and `millrace status` are shown."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from millrace.app import House
+from millrace.cli import show
+
+
+def _when(time: str | None) -> str:
+    """Return a time in the reader's zone."""
+    if not time:
+        return "–"
+    return dt.datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def print_runs(house: House, limit: int, *, as_json: bool) -> None:
+    """Print the last runs."""
+    rows = house.journal.list_runs(limit)
+    if as_json:
+        show.as_json(
+            [
+                {
+                    "run": row.id,
+                    "env": row.env,
+                    "pipeline": row.pipeline,
+                    "started": row.started,
+                    "ended": row.ended,
+                    "status": row.status,
+                    "logical_time": row.logical_time,
+                }
+                for row in rows
+            ]
+        )
+        return
+    if not rows:
+        show.out(" no run yet: millrace run")
+        return
+    show.table(
+        [(row.id, row.status, _when(row.started), _when(row.ended), row.env, row.pipeline or "–") for row in rows],
+        ("run", "status", "started", "ended", "env", "pipeline"),
+    )
+
+
+def print_run(house: House, run: str, *, as_json: bool) -> None:
+    """Print the steps of one run."""
+    row = house.journal.run(run)
+    steps = house.journal.steps(row.id)
+    if as_json:
+        show.as_json(
+            {
+                "run": row.id,
+                "status": row.status,
+                "started": row.started,
+                "ended": row.ended,
+                "steps": [
+                    {
+                        "key": step.key,
+                        "phase": step.phase,
+                        "rows": step.rows,
+                        "seconds": step.seconds,
+                        "peak_rss": step.peak_rss,
+                        "message": step.message,
+                        "error": step.error,
+                    }
+                    for step in steps
+                ],
+            }
+        )
+        return
+    show.out(f" run {row.id} · {row.status} · {_when(row.started)}")
+    show.table(
+        [
+            (
+                step.kind,
+                step.label,
+                step.phase,
+                step.rows,
+                step.seconds,
+                None if step.peak_rss is None else step.peak_rss // 2**20,
+                step.message,
+            )
+            for step in steps
+        ],
+        ("kind", "step", "phase", "rows", "seconds", "peak MB", "message"),
+        (False, False, False, True, True, True, False),
+    )
+
+
+def print_status(house: House, *, as_json: bool) -> None:
+    """Print every asset: load, rows, proof, age, and which inputs have moved on since."""
+    found = house.entries()
+    latest = {str(asset): entry.seq for _, asset, entry in found if entry is not None}
+    rows = []
+    data = []
+    for step, asset, entry in found:
+        if entry is None:
+            rows.append((str(asset), step.kind, None, None, "–", "–", "never published"))
+            data.append({"asset": str(asset), "published": None})
+            continue
+        behind = [
+            f"{latest[name] - seq} behind {name}" for name, seq in entry.inputs.items() if latest.get(name, seq) > seq
+        ]
+        known = entry.rows if entry.rows >= 0 else None
+        rows.append((str(asset), step.kind, entry.seq, known, entry.level, _when(entry.time), ", ".join(behind)))
+        data.append({"asset": str(asset), "published": entry.to_json(), "behind": behind})
+    if as_json:
+        show.as_json(data)
+        return
+    numeric = (False, False, True, True, False, False, False)
+    show.table(rows, ("asset", "by", "load", "rows", "proof", "published", ""), numeric)

@@ -1,0 +1,76 @@
+"""The command `millrace`: one place that lists the commands; each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from millrace import __version__
+from millrace.cli import show
+from millrace.errors import Interrupted, MillraceError
+
+app = typer.Typer(
+    name="millrace",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Verified copies, gated models and published pages from one folder of small files.",
+    epilog="Examples:  millrace copy env:SRC public.orders env:DST public.orders  ·  millrace demo  ·  millrace run",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        show.out(f"millrace {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _show: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Take what is common to all commands."""
+    if debug:
+        os.environ["MILLRACE_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run the command line; every error is one block on standard error, and the exit code says what kind it was."""
+    from millrace.cli import copying, demo, looking, projects  # noqa: F401 - they register their commands
+
+    if any(name in os.environ for name in ("MILLRACE_KILL_AT", "MILLRACE_PAUSE_AT", "MILLRACE_INTERRUPT_AT")):
+        from millrace.testing import killpoints
+
+        killpoints.arm(os.environ)
+    json_wanted = "--json" in sys.argv
+    try:
+        app()
+    except MillraceError as problem:
+        if os.environ.get("MILLRACE_DEBUG"):
+            raise
+        show.error(problem, json_wanted=json_wanted)
+        sys.exit(problem.exit_code)
+    except KeyboardInterrupt:
+        show.error(Interrupted("interrupted; what was staged can be resumed"), json_wanted=json_wanted)
+        sys.exit(130)
+    except BrokenPipeError:
+        # the reader of a pipe has gone: not an error, but nothing more can be written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as problem:  # noqa: BLE001 - the last place that can tell a person
+        if os.environ.get("MILLRACE_DEBUG"):
+            raise
+        told = MillraceError(
+            f"unexpected {type(problem).__name__}: {problem}",
+            hint="this is a fault of Millrace; --debug before the command shows where",
+        )
+        show.error(told, json_wanted=json_wanted)
+        sys.exit(1)

@@ -1,0 +1,24 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--project", "-p", metavar="FOLDER", help="The project's folder. Default: here, or the nearest above."
+    ),
+]
+Env = Annotated[
+    str | None, typer.Option("--env", "-e", metavar="NAME", help="Environment. Default: MILLRACE_ENV, or dev.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Select = Annotated[
+    list[str] | None,
+    typer.Option("--select", "-s", metavar="WHAT", help="Assets: silver.orders, marts.*, +x (and what it needs), x+."),
+]
+Pipeline = Annotated[str | None, typer.Option("--pipeline", metavar="NAME", help="A pipeline of millrace.yaml.")]

@@ -1,0 +1,46 @@
+"""How `millrace plan` is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from millrace.cli import show
+from millrace.core.plan import Freshness, Step
+
+
+def plan_json(explained: Sequence[tuple[Step, Freshness]]) -> list[dict[str, Any]]:
+    """Return a plan as JSON types."""
+    return [
+        {
+            **step.to_json(),
+            "fresh": found.fresh,
+            "reason": found.reason,
+            "rows": found.rows,
+            "publishes": found.publishes,
+            "proves": found.proves,
+        }
+        for step, found in explained
+    ]
+
+
+def print_plan(explained: Sequence[tuple[Step, Freshness]]) -> None:
+    """Print one line a step: what, whether, why; and for those that run, how they publish and what they prove."""
+    if not explained:
+        show.out(" nothing to do: the project has no steps")
+        return
+    kinds = max(len("skip"), *(len(step.kind) for step, _ in explained))
+    labels = max(len(step.label) for step, _ in explained)
+    for step, found in explained:
+        if found.fresh:
+            line = f" {'skip'.ljust(kinds)}  {step.label.ljust(labels)}  fresh: {found.reason}"
+            show.out(show.painted(line, "grey"))
+            continue
+        rows = f"  ≈ {found.rows:,} rows" if found.rows is not None else ""
+        show.out(f" {step.kind.ljust(kinds)}  {step.label.ljust(labels)}  because {found.reason}{rows}")
+        more = "; ".join(part for part in (found.publishes, f"proves: {found.proves}" if found.proves else "") if part)
+        if more:
+            show.out(show.painted(f" {' ' * kinds}  {' ' * labels}  {more}", "grey"))
+    running = sum(not found.fresh for _, found in explained)
+    show.out()
+    show.out(f" {show.count(running, 'step')} would run, {len(explained) - running} fresh")

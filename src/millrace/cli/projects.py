@@ -1,0 +1,171 @@
+"""`millrace init`, `validate`, `plan`, `run`, `step`: work on a project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from millrace.cli import show
+from millrace.cli.main import app
+from millrace.cli.options import Env, Folder, Json, Pipeline, Select
+
+INIT_EXAMPLES = """
+[bold]Examples[/bold]
+
+  millrace init shop
+  millrace init shop --template blank
+"""
+
+
+@app.command("init", epilog=INIT_EXAMPLES)
+def init(
+    name: Annotated[Path, typer.Argument(help="Folder of the new project; its last part is the project's name.")],
+    template: Annotated[str, typer.Option(help="ecommerce or blank.")] = "ecommerce",
+) -> None:
+    """Write a new project from a template."""
+    from millrace.app import init_project
+
+    written = init_project(name, template)
+    show.out(f" {show.count(len(written), 'file')} in {name}")
+    show.out(" next: put the connection into .env or the environment, then: millrace validate, millrace run")
+
+
+VALIDATE_EXAMPLES = """
+[bold]Example[/bold]
+
+  millrace validate --env prod
+"""
+
+
+@app.command("validate", epilog=VALIDATE_EXAMPLES)
+def validate(
+    folder: Folder = None,
+    env: Env = None,
+    schemas: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write the files' JSON Schemas for editors.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Read every file of the project and say what is wrong; touches no data and opens no connection."""
+    from millrace.app import open_house, write_schemas
+
+    if schemas is not None:
+        for path in write_schemas(schemas):
+            show.out(f" {path}")
+        return
+    with open_house(folder, env) as house:
+        plan = house.plan()
+        if json:
+            show.as_json({"project": house.project.name, "environment": house.environment, "steps": len(plan.steps)})
+        else:
+            show.out(
+                f" {house.project.name} · {house.environment} · {show.count(len(plan.steps), 'step')}, nothing is wrong"
+            )
+
+
+PLAN_EXAMPLES = """
+[bold]Examples[/bold]
+
+  millrace plan
+  millrace plan --select +marts.fct_orders --json
+"""
+
+
+@app.command("plan", epilog=PLAN_EXAMPLES)
+def plan(
+    select: Select = None, pipeline: Pipeline = None, folder: Folder = None, env: Env = None, json: Json = False
+) -> None:
+    """Show what a run would do, how it publishes, what it proves, and why."""
+    from millrace.app import open_house
+    from millrace.cli.plans import plan_json, print_plan
+
+    with open_house(folder, env) as house:
+        explained = house.explain(house.plan(select or (), pipeline))
+        if json:
+            show.as_json(plan_json(explained))
+        else:
+            print_plan(explained)
+
+
+RUN_EXAMPLES = """
+[bold]Examples[/bold]
+
+  millrace run
+  millrace run --select +silver.orders
+  millrace run --resume 7f3a
+"""
+
+
+@app.command("run", epilog=RUN_EXAMPLES)
+def run(
+    select: Select = None,
+    pipeline: Pipeline = None,
+    full_refresh: Annotated[
+        bool, typer.Option("--full-refresh", help="Count nothing as fresh; read everything.")
+    ] = False,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Take up an earlier run where it stopped.")] = None,
+    at: Annotated[str | None, typer.Option(metavar="TIME", help='"Now" in models and checks, ISO 8601; UTC.')] = None,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End at the first failure.")] = False,
+    accept_restored: Annotated[
+        bool, typer.Option("--accept-restored", help="Take a target as it is that is older than the journal knows.")
+    ] = False,
+    folder: Folder = None,
+    env: Env = None,
+    json: Json = False,
+) -> None:
+    """Stage, prove and publish what is not fresh."""
+    from millrace.app import open_house
+    from millrace.engine.session import RunOptions
+
+    options = RunOptions(full_refresh=full_refresh, fail_fast=fail_fast, accept_restored=accept_restored)
+    with open_house(folder, env, full_refresh=full_refresh) as house:
+        result = house.run(
+            house.plan(select or (), pipeline),
+            pipeline=pipeline or "",
+            resume=resume,
+            logical_time=at,
+            options=options,
+            show_as="json" if json else "terminal",
+        )
+        if json:
+            show.as_json(result.to_json())
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+STEP_EXAMPLES = """
+[bold]Example[/bold]
+
+  millrace step copy:bronze.orders --run 1a2b3c4d --phase stage
+  millrace step copy:bronze.orders --run 1a2b3c4d --phase prove
+  millrace step copy:bronze.orders --run 1a2b3c4d --phase publish
+"""
+
+
+@app.command("step", epilog=STEP_EXAMPLES)
+def step(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The step's key, as `millrace plan --json` shows it.")],
+    run_id: Annotated[str, typer.Option("--run", metavar="RUN", help="The run's id; the same for all its steps.")],
+    phase: Annotated[str | None, typer.Option(help="stage, prove, publish or discard; all three if left out.")] = None,
+    bundle: Annotated[str | None, typer.Option(metavar="HASH", help="Refuse when the project's files differ.")] = None,
+    at: Annotated[str | None, typer.Option(metavar="TIME", help='"Now" in models and checks, ISO 8601; UTC.')] = None,
+    folder: Folder = None,
+    env: Env = None,
+    json: Json = False,
+) -> None:
+    """Run one step, or one phase of it: what orchestrators call."""
+    from millrace.app import open_house
+
+    with open_house(folder, env) as house:
+        house.check_bundle(bundle)
+        outcomes = house.step(key, run_id, phase, logical_time=at)
+        if json:
+            show.as_json([outcome.to_json() for outcome in outcomes])
+        else:
+            for outcome in outcomes:
+                show.out(f" {outcome.kind}  {outcome.label}  {outcome.status}  {outcome.message}".rstrip())
+        failed = [outcome.error for outcome in outcomes if outcome.error is not None]
+    if failed:
+        raise failed[0]

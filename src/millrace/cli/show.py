@@ -1,0 +1,82 @@
+"""How the command line prints: errors, tables, JSON. Colour only for state, never the only sign."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from millrace.core.secrets import redact
+from millrace.errors import MillraceError
+
+COLOURS = {"green": "32", "yellow": "33", "red": "31", "grey": "90", "bold": "1"}
+
+
+def colourful(stream: Any) -> bool:
+    """Whether a stream shows colour: a terminal, and NO_COLOR is not set."""
+    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def painted(text: str, colour: str, stream: Any = None) -> str:
+    """Return the text in a colour, where the stream shows colour."""
+    if not colourful(stream or sys.stdout):
+        return text
+    return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m"
+
+
+def out(text: str = "") -> None:
+    """Print a line."""
+    sys.stdout.write(redact(text) + "\n")
+
+
+def as_json(data: Any) -> None:
+    """Print JSON."""
+    out(json.dumps(data, ensure_ascii=False, indent=2, default=str))
+
+
+def error(problem: MillraceError, *, json_wanted: bool = False) -> None:
+    """Print an error as one block on standard error."""
+    if json_wanted:
+        sys.stderr.write(redact(json.dumps({"error": problem.to_json()}, ensure_ascii=False)) + "\n")
+        return
+    others: Sequence[MillraceError] = getattr(problem, "others", ())
+    for item in (problem, *others):
+        sys.stderr.write(f"{painted('error:', 'red', sys.stderr)} {redact(str(item))}\n")
+
+
+def table(rows: Sequence[Sequence[Any]], heads: Sequence[str], numeric: Sequence[bool] = ()) -> None:
+    """Print aligned columns; figures to the right with thousands separators."""
+    right = list(numeric) or [False] * len(heads)
+    texts = [[cell(value) for value in row] for row in rows]
+    widths = [max([len(head), *(len(row[i]) for row in texts)]) for i, head in enumerate(heads)]
+
+    def line(values: Sequence[str]) -> str:
+        cells = [
+            value.rjust(width) if is_right else value.ljust(width)
+            for value, width, is_right in zip(values, widths, right, strict=True)
+        ]
+        return (" " + "  ".join(cells)).rstrip()
+
+    out(painted(line(heads), "grey"))
+    for row in texts:
+        out(line(row))
+
+
+def cell(value: Any) -> str:
+    """Return a value as a table shows it."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.2f}"
+    return str(value).replace("\n", "\\n")
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 row`, `2 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,65 @@
+"""The step kind `copy`: a table of a connection becomes an asset. Which way is taken depends on both ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from millrace.core.plan import Freshness, Step
+from millrace.core.ports import Context
+from millrace.core.staged import Proof, Staged
+from millrace.errors import UsageError
+from millrace.postgres.target import PostgresTarget
+from millrace.steps.resources import Resources
+from millrace.steps.routes import postgres_postgres
+from millrace.steps.spec import CopySpec
+
+
+class CopyStep:
+    """Copies tables. The base install has no lake, so the way into one is imported only when it is taken."""
+
+    kind: ClassVar[str] = "copy"
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+
+    def fresh(self, step: Step, ctx: Context) -> Freshness:
+        """Fresh while the source has not changed since the position in the ledger."""
+        spec = CopySpec.from_json(step.spec["copy"])
+        reader, target = self._resources.reader(spec.source), ctx.target(step.target)
+        entry = target.ledger(spec.asset)
+        if entry is not None and entry.code != step.code:
+            return Freshness(False, "its options changed")
+        if isinstance(target, PostgresTarget):
+            return postgres_postgres.fresh(spec, reader, target)
+        from millrace.lake.target import LakeTarget
+        from millrace.steps.routes import postgres_lake
+
+        if isinstance(target, LakeTarget):
+            return postgres_lake.fresh(spec, reader, target)
+        raise _no_way(spec, target.name)
+
+    def stage(self, step: Step, ctx: Context) -> tuple[Staged, ...]:
+        """Bring what differs or changed to where no reader looks."""
+        spec = CopySpec.from_json(step.spec["copy"])
+        reader, target = self._resources.reader(spec.source), ctx.target(step.target)
+        entry = target.ledger(spec.asset)
+        if step.spec.get("full_refresh") or (entry is not None and entry.code != step.code):
+            spec = replace(spec, full_refresh=True)  # a position says nothing about another selection of rows
+        if isinstance(target, PostgresTarget):
+            return postgres_postgres.stage(spec, reader, target, step, ctx)
+        from millrace.lake.target import LakeTarget
+        from millrace.steps.routes import postgres_lake
+
+        if isinstance(target, LakeTarget):
+            return postgres_lake.stage(spec, reader, target, step, ctx)
+        raise _no_way(spec, target.name)
+
+    def prove(self, step: Step, staged: Sequence[Staged], ctx: Context) -> tuple[Proof, ...]:
+        """Compare the stage's digest with the source's."""
+        return tuple(ctx.target(step.target).prove(item) for item in staged)
+
+
+def _no_way(spec: CopySpec, target: str) -> UsageError:
+    return UsageError(f"{spec.asset} cannot be copied into {target}", hint="copy into a lake layer or a connection")

@@ -1,0 +1,27 @@
+"""What step kinds are given by `app.py`: the project's folder, its connections and targets, and limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from millrace.core.ports import Target
+from millrace.postgres.reader import PostgresReader
+
+
+class Resources(Protocol):
+    """The runtime of one project in one environment, or of one `millrace copy`."""
+
+    folder: Path
+    """The project's folder; the paths in a step's spec are relative to it."""
+    cache: Path
+    """A folder for what can be made again (dbt's manifest)."""
+    memory_limit: str
+    """Memory limit of the embedded engine, in its own words: `1GB`."""
+    threads: int
+
+    def reader(self, connection: str) -> PostgresReader:
+        """Open a connection's reader; its secrets are resolved now."""
+
+    def target(self, name: str) -> Target:
+        """Return a target by name: `lake`, `warehouse`, `pages`, `connection:<name>`."""
