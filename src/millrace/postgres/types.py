@@ -10,6 +10,8 @@ text, so that both ends hash the same.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from psycopg import sql
 
 from millrace.core.schema import Kind, decimal_of
@@ -51,8 +53,8 @@ _KINDS = {
 
 # Types of pg_catalog whose binary form holds no OID and does not depend on a setting (money, xml, reg* do).
 _BINARY_WORDS = """bool int2 int4 int8 float4 float8 numeric text varchar bpchar name char bytea uuid date time timetz
-timestamp timestamptz interval json jsonb jsonpath inet cidr macaddr macaddr8 bit varbit point line lseg box path polygon
-circle tsvector tsquery oid pg_lsn xid xid8 cid tid pg_snapshot txid_snapshot int4range int8range numrange
+timestamp timestamptz interval json jsonb jsonpath inet cidr macaddr macaddr8 bit varbit point line lseg box path
+polygon circle tsvector tsquery oid pg_lsn xid xid8 cid tid pg_snapshot txid_snapshot int4range int8range numrange
 daterange tsrange tstzrange int4multirange int8multirange nummultirange datemultirange tsmultirange
 tstzmultirange"""
 _BINARY = frozenset(_BINARY_WORDS.split())
@@ -104,6 +106,12 @@ def text_form(column: PgColumn, value: sql.Composable | None = None) -> sql.Comp
     if _base(column) == "bpchar":
         return sql.SQL("pg_catalog.textin(pg_catalog.bpcharout({}))").format(value)
     return sql.SQL("{}::pg_catalog.text").format(value)
+
+
+def as_text(column: PgColumn) -> PgColumn:
+    """Return the column as one that is hashed by its text, to be compared with a column of another type."""
+    kept = _base(column) == "bpchar"
+    return replace(column, base_namespace="pg_catalog" if kept else "", base_name="bpchar" if kept else "")
 
 
 def digest_expression(column: PgColumn, value: sql.Composable | None = None) -> sql.Composable:
