@@ -51,10 +51,9 @@ test-fast: $(STAMP) ## tests that need no server and take no time
 	@$(BIN)/pytest -q -m "not slow and not servers and not root" $(ARGS)
 
 check: $(STAMP) ## format, lint, types and the layers of the house
-	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check . ; echo 'mend it with: make format'; exit 1; }
-	@$(BIN)/ruff check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@failed=; for tool in 'ruff format --check' 'ruff check' mypy 'lint-imports --no-logo'; do \
+	  echo "$$tool"; $(BIN)/$$tool || failed="$$failed, $$tool"; \
+	done; [ -z "$$failed" ] || { echo "failed: $${failed#, } (make format mends what can be mended)"; exit 1; }
 
 format: $(STAMP) ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix-only --quiet .
