@@ -1,0 +1,238 @@
+"""Publishing: compare-and-swap on the ledger by one Delta commit, and adoption of what is committed already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from millrace.core.digest import Digest
+from millrace.core.events import reach
+from millrace.core.staged import Counts, LedgerEntry, Level, Proof, Staged, entry_for
+from millrace.errors import GuardRefused, ProofFailed, SeqMoved, TransientFailure
+from millrace.lake import ledger, log
+from millrace.lake.layout import Folder, disk
+from millrace.lake.ledger import Manifest
+from millrace.lake.prove import check_size
+from millrace.lake.table import arrow_schema
+
+ATTEMPTS = 20  # commits of others that may come between; optimize or vacuum in a loop would be needed for more
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What one commit will be."""
+
+    manifest: Manifest
+    remove: Mapping[str, int]
+    recreate: bool
+
+
+def publish(folder: Folder, staged: Staged, proof: Proof | None, expect: int) -> LedgerEntry:
+    """Make a stage visible if the ledger's seq still is `expect`; adopt it if it is visible already.
+
+    Raises:
+        SeqMoved: someone else published, or the stage's files were cleaned up meanwhile.
+        GuardRefused: something else than Millrace wrote into the table.
+        ProofFailed: there is no proof of this load.
+        TransientFailure: others commit to the table all the time.
+    """
+    if (adopted := committed(folder, staged)) is not None:
+        return adopted
+    if proof is None or proof.asset != staged.asset or proof.load != staged.load:
+        raise ProofFailed(f"{staged.asset} has no proof, so it is not published")
+    exclusive = _recreates(folder, staged)
+    for _ in range(ATTEMPTS):
+        try:
+            with folder.lock(exclusive=exclusive):
+                entry = _try(folder, staged, proof, expect, exclusive)
+        except log.Moved:
+            if (adopted := committed(folder, staged)) is not None:
+                return adopted
+            continue
+        _forget(folder, staged)
+        return entry
+    raise TransientFailure(f"{staged.asset} was not published: others commit to its table all the time")
+
+
+def committed(folder: Folder, staged: Staged) -> LedgerEntry | None:
+    """Return the ledger's entry when it is this load's, and drop the stage's descriptor then."""
+    snapshot = log.open_table(folder)
+    if snapshot is None or snapshot.load != staged.load or not snapshot.seq:
+        return None
+    manifest = ledger.current(folder, snapshot, staged.asset)
+    assert manifest is not None  # noqa: S101 - the snapshot has a seq
+    _forget(folder, staged)
+    return manifest.entry
+
+
+def _forget(folder: Folder, staged: Staged) -> None:
+    with disk(folder.path, f"ending the stage of {staged.asset}"):
+        folder.descriptor(staged.load).unlink(missing_ok=True)
+
+
+def _recreates(folder: Folder, staged: Staged) -> bool:
+    """Whether the commit has to replace the table's columns, which needs the folder's lock alone."""
+    snapshot = log.open_table(folder)
+    if snapshot is None:
+        return False
+    return staged.how in ("create", "replace") and not snapshot.same_columns(arrow_schema(staged.schema))
+
+
+def _try(folder: Folder, staged: Staged, proof: Proof, expect: int, exclusive: bool) -> LedgerEntry:
+    snapshot = log.open_table(folder)
+    previous = ledger.current(folder, snapshot, staged.asset)
+    check_seq(staged, previous, expect)
+    check_foreign(folder, staged, snapshot, previous)
+    _check_stage(folder, staged)
+    plan = _plan(staged, proof, snapshot, previous)
+    if plan.recreate and not exclusive:
+        raise SeqMoved(f"the columns of {staged.asset} were changed since this load was staged", hint="run again")
+    with disk(folder.path, f"publishing {staged.asset}"):
+        ledger.write(folder, plan.manifest)
+    reach("lake.publish.before_commit")
+    log.commit(
+        folder,
+        snapshot,
+        arrow_schema(staged.schema),
+        plan.manifest.added,
+        plan.remove,
+        seq=plan.manifest.entry.seq,
+        load=staged.load,
+        recreate=plan.recreate,
+    )
+    reach("lake.publish.after_commit")
+    with disk(folder.path, f"publishing {staged.asset}"):
+        log.settle(folder, plan.manifest.version)
+    return plan.manifest.entry
+
+
+def check_seq(staged: Staged, previous: Manifest | None, expect: int) -> None:
+    """Raise SeqMoved unless the ledger still stands where the stage began."""
+    seq = previous.entry.seq if previous else 0
+    if seq == expect == staged.base:
+        return
+    detail = [f"it was staged upon load {staged.base}, the ledger is at {seq}"]
+    if previous:
+        detail.append(f"load {seq} is of run {previous.entry.run}, {previous.entry.time}")
+    raise SeqMoved(
+        f"{staged.asset} was published by another run since this one was staged", detail=detail, hint="run again"
+    )
+
+
+def check_foreign(folder: Folder, staged: Staged, snapshot: log.Snapshot | None, previous: Manifest | None) -> None:
+    """Refuse to build upon rows that something else wrote.
+
+    Raises:
+        GuardRefused: the table has no ledger and is not empty, or was written to since the last load.
+    """
+    if snapshot is None or staged.detail.get("replace"):
+        return
+    if previous is None:
+        if snapshot.files():
+            raise GuardRefused(
+                f"{staged.asset} holds data that Millrace did not write",
+                where=str(folder.path),
+                hint="to replace it: --replace",
+            )
+        return
+    if snapshot.version <= previous.version:
+        return
+    changes = log.foreign_commits(folder, previous.version, snapshot.version)
+    if not changes:
+        return
+    last = log.open_table(folder, previous.version)
+    if last is not None and last.files() == snapshot.files():  # it was restored
+        return
+    raise GuardRefused(
+        f"{staged.asset} was written to by something other than Millrace",
+        where=str(folder.path),
+        detail=changes[:5],
+        hint=f"restore version {previous.version} of the Delta table, or replace it whole: --replace",
+    )
+
+
+def _check_stage(folder: Folder, staged: Staged) -> None:
+    """Refuse a stage whose files were cleaned up: the process slept, and its run was given up."""
+    try:
+        for file in staged.detail["files"]:
+            check_size(folder, file, staged)
+    except ProofFailed as error:
+        raise SeqMoved(
+            f"the stage of {staged.asset} is gone: its run {staged.run} was given up",
+            where=error.where,
+            hint="run again",
+        ) from error
+
+
+def _plan(staged: Staged, proof: Proof, snapshot: log.Snapshot | None, previous: Manifest | None) -> _Plan:
+    recreate = False
+    remove: Mapping[str, int] = {}
+    if snapshot is not None:
+        same = snapshot.same_columns(arrow_schema(staged.schema))
+        sizes = snapshot.sizes()
+        if staged.how in ("create", "replace"):
+            recreate, remove = not same, sizes
+        elif not same:
+            raise SeqMoved(f"the columns of {staged.asset} are not those that were staged", hint="run again")
+        elif staged.how == "upsert":
+            remove = {file["name"]: sizes.get(file["name"], -1) for file in staged.detail["removed"]}
+            if -1 in remove.values():
+                raise SeqMoved(
+                    f"files of {staged.asset} were rewritten by something else since this load was staged",
+                    hint="run again",
+                )
+    entry, whole = _entry(staged, proof, previous)
+    manifest = Manifest(
+        entry=entry,
+        how=staged.how,
+        version=0 if snapshot is None else snapshot.version + 1,
+        previous=previous.entry.load if previous else None,
+        schema=staged.schema,
+        whole=whole,
+        added=[_record(file) for file in staged.detail["files"]],
+        removed=sorted(remove),
+        images={side: image["name"] for side, image in staged.detail.get("images", {}).items()},
+        proof=proof,
+    )
+    return _Plan(manifest, remove, recreate)
+
+
+def _record(file: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: file[name] for name in ("name", "rows", "size")}
+
+
+def _entry(staged: Staged, proof: Proof, previous: Manifest | None) -> tuple[LedgerEntry, bool]:
+    """Return the ledger's entry, and whether its digest is of the whole asset."""
+    before = previous.entry if previous else None
+    replaces = staged.how in ("create", "replace")
+    known = before.rows if before else 0
+    rows: int
+    level: Level = proof.level
+    if replaces:
+        rows, counts = staged.rows, Counts(inserted=staged.rows, deleted=max(known, 0))
+        # all that the asset holds are files whose rows equal the source's
+        level = "table" if level == "transfer" and staged.position.to_json()["kind"] in ("whole", "cursor") else level
+    elif staged.how == "upsert":
+        counts = Counts(**staged.detail["counts"])
+        rows = known + counts.inserted - counts.deleted if known >= 0 else -1
+    else:
+        rows = known + staged.rows if known >= 0 else -1
+        counts = Counts(inserted=staged.rows)
+    digest, whole = _whole(staged, proof, previous, replaces)
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    entry = entry_for(staged, proof, time=now, level=level, digest=digest, rows=rows, counts=counts)
+    return entry, whole
+
+
+def _whole(staged: Staged, proof: Proof, previous: Manifest | None, replaces: bool) -> tuple[Digest | None, bool]:
+    """Return the asset's digest where it follows from the last one and the load's, else the load's."""
+    last = previous.entry.digest if previous and previous.whole else None
+    if replaces:
+        return proof.digest, proof.digest is not None
+    if staged.how == "position":
+        return last, last is not None
+    if last is None or proof.digest is None or last.shape != proof.digest.shape:
+        return proof.digest, False
+    return last + proof.digest, True

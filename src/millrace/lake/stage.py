@@ -1,0 +1,380 @@
+"""Stages: Parquet files that lie in the table's folder but not in its log, and the descriptor that lists them.
+
+A segment is whole once the descriptor names its files; the descriptor is replaced atomically after they are closed
+and on the disk. What a killed attempt left whole can be taken over: of the same load as it lies, of another load by
+hard links under this load's names, so that nothing is taken from a stage that might still live.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from millrace.core.digest import Digest
+from millrace.core.events import reach
+from millrace.core.ports import StageRequest
+from millrace.core.position import Position
+from millrace.core.segment import Segment, SegmentId
+from millrace.core.staged import FORMAT, Publish, Staged, check_format
+from millrace.errors import ContractBroken, ProofFailed, UsageError
+from millrace.lake.layout import DATA_FILE, Folder, disk, read_json, sync_file, sync_folder, write_json
+from millrace.lake.table import arrow_schema, conform, grouped, microseconds, rows_of, writer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FILE_ROWS = 4 * 131_072  # small enough that an upsert rewrites little, large enough that millions of rows are few files
+HOWS: Mapping[str, Publish] = {
+    "create": "create",
+    "replace": "replace",
+    "append": "append",
+    "upsert": "upsert",
+    "position": "position",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """What lies on the disk about a stage.
+
+    Attributes:
+        files: records of files: `name`, `rows`, `size`, `segment`.
+        segments: the whole segments, each with the digest it was written under, or None.
+        images: names of files of before- and after-images.
+        staged: of a closed stage.
+    """
+
+    request: StageRequest
+    loaded_at: str
+    owner: Mapping[str, Any]
+    files: tuple[Mapping[str, Any], ...] = ()
+    segments: Mapping[SegmentId, Digest | None] = field(default_factory=dict)
+    images: Mapping[str, str] = field(default_factory=dict)
+    staged: Staged | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the descriptor as JSON types."""
+        request = self.request
+        return {
+            "format": FORMAT,
+            "asset": [request.asset.layer, request.asset.name],
+            "load": str(request.load),
+            "run": request.run,
+            "step": request.step,
+            "base": request.base,
+            "how": request.how,
+            "schema": request.schema.to_json(),
+            "loaded_at": self.loaded_at,
+            "owner": dict(self.owner),
+            "files": [dict(file) for file in self.files],
+            "segments": {name: None if digest is None else digest.to_json() for name, digest in self.segments.items()},
+            "images": dict(self.images),
+            "staged": None if self.staged is None else self.staged.to_json(),
+        }
+
+
+def read_descriptor(path: Path) -> dict[str, Any] | None:
+    """Read a descriptor as JSON; None when it is gone. Raises NewerFormat."""
+    data = read_json(path)
+    if data is not None:
+        check_format(data["format"], "a stage of the lake")
+    return data
+
+
+def owner(run: str) -> dict[str, Any]:
+    """Return who stages, for people."""
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "run": run, "since": since}
+
+
+class LakeStage:
+    """An open stage; made by `LakeTarget.open_stage`. Its methods may be called from several threads.
+
+    Attributes:
+        request: what it was opened for.
+        schema: the Arrow schema of its files.
+        seq: what `_millrace_seq` is in every row of this load.
+        loaded_at: what `_millrace_loaded_at` is, in microseconds since 1970, UTC.
+    """
+
+    def __init__(self, folder: Folder, target: str, place: str, request: StageRequest, replace: bool = False) -> None:
+        if request.how not in HOWS:
+            raise UsageError(f"a lake cannot publish by {request.how!r}", hint=f"it can by {', '.join(HOWS)}")
+        self.request = request
+        self.schema: pa.Schema = arrow_schema(request.schema)
+        self.seq = request.base + 1
+        self._folder = folder
+        self._target = target
+        self._place = place
+        self._replace = replace
+        self._guard = threading.Lock()
+        self._images: dict[str, str] = {}
+        self._closed = False
+        with disk(folder.path, f"staging {request.asset}"):
+            folder.path.mkdir(parents=True, exist_ok=True)
+            own = read_descriptor(folder.descriptor(request.load))
+            self._number = self._last_number()
+            same = own is not None and self._fits(own)
+            moment = datetime.fromisoformat(own["loaded_at"]) if own is not None and same else datetime.now(UTC)
+            self._files: list[Mapping[str, Any]] = list(own["files"]) if own is not None and same else []
+            self._segments: dict[SegmentId, Digest | None] = _segments(own) if own is not None and same else {}
+            self._left = set(self._segments)  # nobody has said yet that these still agree
+            self._loaded(moment)
+            self._save()
+        if own is not None:
+            kept = {file["name"] for file in self._files}
+            self._remove([file for file in own["files"] if file["name"] not in kept])
+
+    def _loaded(self, moment: datetime) -> None:
+        self._moment = moment
+        self.loaded_at = microseconds(moment)
+
+    def _fits(self, other: Mapping[str, Any]) -> bool:
+        """Whether another stage's files could be this one's: same rows' shape, same seq."""
+        return bool(other["base"] == self.request.base and other["schema"] == self.request.schema.to_json())
+
+    def _last_number(self) -> int:
+        load = str(self.request.load)
+        found = (DATA_FILE.fullmatch(file.name) for file in self._folder.data_files())
+        return max((int(match["number"]) for match in found if match and match["load"] == load), default=0)
+
+    def _save(self, staged: Staged | None = None) -> None:
+        descriptor = Descriptor(
+            self.request,
+            self._moment.isoformat(),
+            owner(self.request.run),
+            tuple(self._files),
+            self._segments,
+            self._images,
+            staged,
+        )
+        write_json(self._folder.descriptor(self.request.load), descriptor.to_json())
+
+    def _remove(self, files: Iterable[Mapping[str, Any]]) -> None:
+        for file in files:
+            (self._folder.path / file["name"]).unlink(missing_ok=True)
+
+    # what an earlier attempt left
+
+    def done(self) -> Mapping[SegmentId, Digest]:
+        """Return the segments that a killed attempt left whole, with the digest each was written under.
+
+        They count from now on as this stage's, unless `drop` is told otherwise. Of an attempt of the same load
+        they are found as they lie; else the newest other stage of this asset with the same columns, upon the same
+        seq, is taken over.
+        """
+        with self._guard, disk(self._folder.path, f"taking over a stage of {self.request.asset}"):
+            if not self._segments:
+                self._take_over()
+            nameless = [name for name in self._left if self._segments[name] is None]
+            self._forget(nameless)
+            self._left.clear()
+            return {name: digest for name, digest in self._segments.items() if digest is not None}
+
+    def _take_over(self) -> None:
+        others = [path for path in self._folder.stages.glob("*.json") if path.stem != str(self.request.load)]
+        for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
+            other = read_descriptor(path)
+            if other is None or not self._fits(other) or other["images"] or not any(other["segments"].values()):
+                continue
+            try:
+                files = [self._linked(file) for file in other["files"]]
+            except FileNotFoundError:  # it was dropped while we looked
+                continue
+            self._files += files
+            self._segments |= _segments(other)
+            self._loaded(datetime.fromisoformat(other["loaded_at"]))  # the files have that time in every row
+            sync_folder(self._folder.path)
+            self._save()
+            return
+
+    def _linked(self, file: Mapping[str, Any]) -> Mapping[str, Any]:
+        path = self._next_path()
+        source = self._folder.path / file["name"]
+        try:
+            path.hardlink_to(source)
+        except FileNotFoundError:
+            raise
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, path)
+            sync_file(path)
+        return {**file, "name": path.name}
+
+    def drop(self, segments: Iterable[SegmentId]) -> None:
+        """Remove segments that no longer agree with the source."""
+        with self._guard, disk(self._folder.path, f"staging {self.request.asset}"):
+            self._forget(list(segments))
+
+    def _forget(self, segments: Sequence[SegmentId]) -> None:
+        gone = set(segments) & set(self._segments)
+        if not gone:
+            return
+        files = [file for file in self._files if file["segment"] in gone]
+        self._files = [file for file in self._files if file["segment"] not in gone]
+        for name in gone:
+            del self._segments[name]
+        self._left -= gone
+        self._save()
+        self._remove(files)
+
+    # writing
+
+    def conform(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Return a batch with this stage's columns: cast exactly, the lake's own two added. Raises ContractBroken."""
+        return conform(batch, self.schema, self.seq, self.loaded_at, str(self.request.asset))
+
+    def write(self, segment: Segment, data: pa.RecordBatchReader, expected: Digest | None = None) -> int:
+        """Write a segment whole (atomically: a torn one is not `done`); returns its rows.
+
+        Args:
+            segment: its id names it; an earlier segment of that id is replaced.
+            data: rows with the asset's columns, by name.
+            expected: digest of the segment in the source.
+
+        Raises:
+            ContractBroken: the rows do not fit the schema.
+            StepFailed: the disk is full.
+        """
+        return self._record(segment, self._write_files(data), expected)
+
+    def _write_files(self, data: Iterable[pa.RecordBatch]) -> list[Path]:
+        """Write rows to new files of at most FILE_ROWS rows; on an error none is left."""
+        paths: list[Path] = []
+        rows = 0
+        output = None
+        try:
+            with disk(self._folder.path, f"staging {self.request.asset}"):
+                for table in grouped(self.conform(batch) for batch in data):
+                    if output is None or rows + table.num_rows > FILE_ROWS:
+                        if output is not None:
+                            output.close()
+                        paths.append(self.new_file())
+                        output, rows = writer(paths[-1], self.schema), 0
+                    output.write_table(table, row_group_size=table.num_rows)
+                    rows += table.num_rows
+                if output is not None:
+                    output.close()
+        except BaseException:
+            for path in paths:
+                path.unlink(missing_ok=True)
+            raise
+        return paths
+
+    def new_file(self, segment: Segment | None = None) -> Path:
+        """Return a path for a new Parquet file, for writers of their own; `add_file` makes it count."""
+        with self._guard:
+            return self._next_path()
+
+    def _next_path(self) -> Path:
+        self._number += 1
+        return self._folder.path / f"{self.request.load}-{self._number}.parquet"
+
+    def add_file(
+        self, path: Path | Sequence[Path], segment: Segment, expected: Digest | None = None, rows: int | None = None
+    ) -> int:
+        """Record one or several closed files as one whole segment; returns its rows.
+
+        Args:
+            path: as `new_file` gave it; the file has the columns of `schema`.
+            segment: whose rows these are, all of them.
+            expected: digest of the segment in the source.
+            rows: rows that were written; the files must hold as many.
+
+        Raises:
+            ProofFailed: the files hold another number of rows.
+        """
+        paths = [path] if isinstance(path, Path) else list(path)
+        found = self._record(segment, paths, expected)
+        if rows is not None and found != rows:
+            self.drop([segment.id])
+            raise ProofFailed(
+                f"{self.request.asset}: {rows:,} rows of {segment.id} were written, its files hold {found:,}"
+            )
+        return found
+
+    def _record(self, segment: Segment, paths: Sequence[Path], expected: Digest | None) -> int:
+        import pyarrow.parquet as pq
+
+        with disk(self._folder.path, f"staging {self.request.asset}"):
+            files: list[Mapping[str, Any]] = []
+            for path in paths:
+                sync_file(path)
+                rows = pq.read_metadata(path).num_rows
+                files.append({"name": path.name, "rows": rows, "size": path.stat().st_size, "segment": segment.id})
+                reach("lake.stage.file")
+            with self._guard:
+                replaced = [file for file in self._files if file["segment"] == segment.id]
+                self._files = [file for file in self._files if file["segment"] != segment.id] + files
+                self._segments[segment.id] = expected
+                self._left.discard(segment.id)
+                sync_folder(self._folder.path)
+                self._save()
+                self._remove(replaced)
+        return rows_of(files)
+
+    # closing
+
+    def close(
+        self,
+        position: Position,
+        expected: Mapping[SegmentId, Digest] | None = None,
+        *,
+        detail: Mapping[str, Any] | None = None,
+    ) -> Staged:
+        """End the stage: no more writes.
+
+        Segments that an earlier attempt left and that neither `done` nor `write` has touched since are dropped.
+
+        Args:
+            position: what the source position is after the publish.
+            expected: digest per segment from the source; by default those that were written with the segments.
+            detail: facts of the caller, kept in `Staged.detail`.
+        """
+        if self._closed:
+            raise ContractBroken(f"the stage of {self.request.asset} is closed already")
+        known = {name: digest for name, digest in self._segments.items() if digest is not None}
+        with self._guard, disk(self._folder.path, f"closing the stage of {self.request.asset}"):
+            self._forget(list(self._left))
+            staged = self._staged(position, dict(expected) if expected else known, detail or {})
+            self._save(staged)
+            self._closed = True
+        reach("lake.stage.closed")
+        return staged
+
+    def _staged(self, position: Position, expected: Mapping[SegmentId, Digest], detail: Mapping[str, Any]) -> Staged:
+        request = self.request
+        how = HOWS[request.how]
+        if request.base == 0:
+            how = "create"
+        elif how == "create":
+            how = "replace"
+        return Staged(
+            asset=request.asset,
+            load=request.load,
+            run=request.run,
+            step=request.step,
+            target=self._target,
+            base=request.base,
+            how=how,
+            place=self._place,
+            schema=request.schema,
+            position=position,
+            expected=expected,
+            rows=rows_of(self._files),
+            inputs=dict(request.inputs),
+            code=request.code,
+            date=request.date,
+            detail={**detail, "files": [dict(file) for file in self._files], "replace": self._replace},
+        )
+
+
+def _segments(data: Mapping[str, Any]) -> dict[SegmentId, Digest | None]:
+    found = data["segments"].items()
+    return {name: None if digest is None else Digest.from_json(digest) for name, digest in found}
