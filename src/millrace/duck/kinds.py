@@ -37,7 +37,7 @@ _CASTS = {
     Kind.TEXT: "varchar",
     Kind.BYTES: "blob",
     Kind.DATE: "date",
-    Kind.TIME: "time",
+    Kind.TIME: "varchar",  # lakes have no time of day: it travels as text
     Kind.TIMESTAMP: "timestamp",
     Kind.TIMESTAMPTZ: "timestamp with time zone",
 }
@@ -66,11 +66,12 @@ def type_of(column: Column) -> Fragment:
     return Fragment(_CASTS[column.kind])
 
 
-def load_columns(schema: Schema, have: Sequence[tuple[str, str]], asset: str) -> Fragment:
+def load_columns(schema: Schema, have: Sequence[tuple[str, str]], asset: str, *, own: bool = True) -> Fragment:
     """Return the select list that loads a schema's columns from files with the given columns.
 
     A file's own type is kept, except for what a lake cannot keep: it has instants in UTC only, so a timestamp
-    without a zone comes back as one. With no files at all the columns are nulls of the kinds' types.
+    without a zone comes back as one. The lake's own columns follow where `own` asks for them. With no files at all
+    the columns are nulls of the kinds' types.
 
     Raises:
         StepFailed: the files lack a column.
@@ -89,5 +90,6 @@ def load_columns(schema: Schema, have: Sequence[tuple[str, str]], asset: str) ->
             found.append(fill("cast({name} as timestamp) as {name}", name=name))
         else:
             found.append(name)
-    found += [identifier(own) for own in OWN if own in types and own not in schema.names]
+    if own:
+        found += [identifier(name) for name in OWN if name in types and name not in schema.names]
     return listed(found)
