@@ -114,6 +114,6 @@ def _cycle_error(cycle: Sequence[str], made: Made, project: Project) -> ProjectE
     error = project.problem(what, places[0])
     others = tuple(
         f"{label} reads {following} at {place}"
-        for label, following, place in zip(labels[1:], [*labels[2:], labels[0]], places[1:], strict=True)
+        for label, following, place in list(zip(labels, [*labels[1:], labels[0]], places, strict=True))[1:]
     )
     return ProjectError(what, where=places[0], detail=(*error.detail, *others))

@@ -71,7 +71,8 @@ def _matches(steps: Sequence[Step], bare: str, selector: str) -> list[str]:
         layers = {step.key: {asset.layer for asset in step.assets} for step in steps if step.kind != "load"}
         hits = [key for key, found in layers.items() if bare in found]
     if not hits and any(sign in bare for sign in "*?["):
-        hits = [step.key for step in steps if any(fnmatchcase(name, bare) for name in names(step))]
+        keyed = ":" in bare  # copy:* means steps by kind, *.orders means assets
+        hits = [step.key for step in steps if any(fnmatchcase(name, bare) for name in names(step)[0 if keyed else 1 :])]
     if hits:
         return hits
     known = [name for step in steps for name in names(step)]

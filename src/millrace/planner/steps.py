@@ -26,6 +26,7 @@ from millrace.core.plan import Step
 from millrace.errors import Place, ProjectError, did_you_mean
 from millrace.project import AssetChecks, CopyTable, ModelFile, Project
 from millrace.project.load import same_name
+from millrace.project.source import excerpt, together
 
 WAREHOUSE = "warehouse"
 """Name of the warehouse's target and of its publish group: all of it becomes visible in one step."""
@@ -103,8 +104,8 @@ def make_steps(project: Project, dbt: DbtGraph | None, inputs_of: InputsOf) -> M
     maker = _Maker(project)
     for copy in project.copies:
         maker.copy(copy)
-    for model in sorted(project.models, key=maker.order_of_model):
-        maker.model(model, inputs_of(model))
+    for model, parsed in _parsed(sorted(project.models, key=maker.order_of_model), inputs_of):
+        maker.model(model, parsed)
     if dbt is not None and project.dbt is not None:
         maker.dbt(dbt)
     for checks in project.checks:
@@ -126,6 +127,23 @@ def make_steps(project: Project, dbt: DbtGraph | None, inputs_of: InputsOf) -> M
             dashboard.place,
         )
     return maker.made()
+
+
+def _parsed(models: Sequence[ModelFile], inputs_of: InputsOf) -> list[tuple[ModelFile, ModelInputs]]:
+    """Parse all models, so that all that do not parse are told at once, with their lines."""
+    found, errors = [], []
+    for model in models:
+        try:
+            found.append((model, inputs_of(model)))
+        except ProjectError as error:
+            shown = excerpt(model.text, error.where) if isinstance(error.where, Place) else ()
+            if not set(shown) <= set(error.detail):
+                detail = (*shown, *error.detail)
+                error = ProjectError(error.what, where=error.where, detail=detail, hint=error.hint)
+            errors.append(error)
+    if errors:
+        raise together(errors)
+    return found
 
 
 class _Maker:
