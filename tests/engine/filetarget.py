@@ -282,6 +282,8 @@ class Watch:
 
     def end_run(self, result: RunResult) -> None: ...
 
+    def close(self) -> None: ...
+
     def total(self, rows: int | None) -> None: ...
 
     def moved(self, rows: int, size: int) -> None:
@@ -405,7 +407,8 @@ def main(root: str, arguments: Mapping[str, Any]) -> int:
     if os.environ.get("SHOW"):
         listen(lambda point: print(point, flush=True))
     if phase := arguments.get("phase"):
-        outcome = shop.engine().phase(shop.plan, arguments["key"], phase, arguments["run"])
+        outcomes = shop.engine().phase(shop.plan, arguments["key"], arguments["run"], phase)
+        outcome = next(outcome for outcome in outcomes if outcome.key == arguments["key"])
         print(json.dumps(outcome.to_json()))
         return 1 if outcome.error else 0
     try:

@@ -38,7 +38,8 @@ def door(shop: Shop, key: str, phase: str, environment: dict[str, str] | None = 
 
 
 def here(shop: Shop, key: str, phase: str):
-    return shop.engine().phase(shop.plan, key, phase, RUN)
+    outcomes = shop.engine().phase(shop.plan, key, RUN, phase)
+    return next(outcome for outcome in outcomes if outcome.key == key)
 
 
 def test_three_processes_end_like_one(shop: Shop) -> None:
@@ -72,6 +73,12 @@ def test_a_group_in_processes_is_published_by_its_last_member(shop: Shop) -> Non
     assert shop.state() == ALL
     assert shop.lake.leftovers() == []
     assert shop.journal().run(RUN).status == "done"
+
+
+def test_all_phases_in_one_call(shop: Shop) -> None:
+    for step in shop.steps:
+        assert here(shop, step.key, None).status == "published"
+    assert shop.state() == ALL
 
 
 def test_fresh_steps_stay_fresh_in_all_phases(shop: Shop) -> None:
@@ -159,4 +166,4 @@ def test_a_phase_names_the_living_run_that_is_at_it(shop: Shop) -> None:
     with Leases(engine.journal, "beef0001") as leases:
         leases.acquire([f"shop/dev/{shop.steps[0].key}"], "x")
         with pytest.raises(TargetBusy, match="run beef0001"):
-            engine.phase(shop.plan, shop.steps[0].key, "stage", RUN)
+            engine.phase(shop.plan, shop.steps[0].key, RUN, "stage")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ class Journal:
     """Runs, steps, leases, checks.
 
     Args:
-        place: path of the file, or a `sqlite:///` URL; made when it is missing.
+        place: path of the file, or a `sqlite:///` URL; made when it is missing. `:memory:` keeps no file.
 
     Raises:
         NewerFormat: a newer version of Millrace wrote it.
@@ -43,9 +44,16 @@ class Journal:
         if "://" in text and not text.startswith("sqlite:///"):
             raise UsageError("the journal is a SQLite file", where=redact(text), hint="give the path of a file")
         self.path = Path(text.removeprefix("sqlite:///"))
+        # in memory there is one connection for all threads, and one transaction at a time
+        self._mutex: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        pool: dict[str, Any] = {}
+        if str(self.path) == ":memory:":
+            self._mutex = threading.RLock()
+            pool = {"poolclass": sa.StaticPool}
         with self._translated():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._engine = sa.create_engine(f"sqlite:///{self.path}", connect_args={"timeout": BUSY_SECONDS})
+            arguments = {"timeout": BUSY_SECONDS, "check_same_thread": False}
+            self._engine = sa.create_engine(f"sqlite:///{self.path}", connect_args=arguments, **pool)
             sa.event.listen(self._engine, "connect", _prepare)
             sa.event.listen(self._engine, "begin", _begin)
             self._open()
@@ -66,7 +74,7 @@ class Journal:
                 connection.execute(sa.insert(t.format_table).values(version=t.FORMAT))
 
     def close(self) -> None:
-        """Close the file; a closed journal opens again by itself when it is used."""
+        """Close the file; a closed journal opens again by itself when it is used (one in memory is empty then)."""
         self._engine.dispose()
 
     @contextlib.contextmanager
@@ -93,11 +101,11 @@ class Journal:
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[sa.Connection]:
-        with self._translated(), self._engine.begin() as connection:
+        with self._mutex, self._translated(), self._engine.begin() as connection:
             yield connection
 
     def _rows(self, query: sa.Select[Any]) -> Sequence[sa.RowMapping]:
-        with self._translated(), self._engine.begin() as connection:
+        with self._write() as connection:
             return connection.execute(query).mappings().all()
 
     # runs

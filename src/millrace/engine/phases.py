@@ -31,7 +31,7 @@ class PhaseRun:
         self.leases = lease_names(self.group, session.scope)
         self.rows: dict[str, StepRow] = {}
 
-    def run(self) -> StepOutcome:
+    def run(self) -> list[StepOutcome]:
         """Run the phase; a failure of the step is its outcome.
 
         Raises:
@@ -46,15 +46,16 @@ class PhaseRun:
             row = self.rows[self.step.key]
             work.retry = row.phase != "waiting"
             session.journal.note_started(session.run.id, self.step.key)
+            works = [work]
             if row.phase in DONE_PHASES and not (row.phase == "fresh" and self.phase == "stage"):
                 self.doors.keep(work, row)
             else:
-                self._door(work, row)
+                works = self._door(work, row)
         finally:
             session.leases.release(self.leases)
-        outcome = work.outcome()
-        session.observer.step_finished(self.step, outcome)
-        return outcome
+        for one in works:
+            session.observer.step_finished(one.step, one.outcome())
+        return [one.outcome() for one in works]
 
     def _recall(self) -> None:
         """Read from the journal what other processes of this run did."""
@@ -68,7 +69,7 @@ class PhaseRun:
                 if row.phase in STAGED_PHASES:
                     session.staged.setdefault(group_name(self.step), []).extend(row.staged)
 
-    def _door(self, work: Work, row: StepRow) -> None:
+    def _door(self, work: Work, row: StepRow) -> list[Work]:
         members = [work]
         try:
             if self.phase == "stage":
@@ -77,14 +78,20 @@ class PhaseRun:
             elif self.phase == "prove":
                 self._prove(work, row)
             elif self.phase == "publish":
-                members = self._publish(work)
+                members = self._members(work)
+                self._publish(work, members)
             else:
-                self._discard(work)
+                members = self._members(work)
+                self._discard(members)
         except UsageError:
             raise
         except (Exception, KeyboardInterrupt) as caught:  # noqa: BLE001 -- whatever a step raises is an outcome
             self._fail(work, members, caught)
         work.pause_clock()
+        return [member for member in members if member.status is not None]
+
+    def _members(self, work: Work) -> list[Work]:
+        return [work if step is self.step else Work(self.session, step) for step in self.group]
 
     def _prove(self, work: Work, row: StepRow) -> None:
         if self.step.assets and row.phase not in STAGED_PHASES and not row.staged:
@@ -98,8 +105,8 @@ class PhaseRun:
             self.doors.end(work, "passed")
         work.status = work.status or "proven"
 
-    def _publish(self, work: Work) -> list[Work]:
-        """Publish the group if this is the last of it; returns the steps that it was tried for."""
+    def _publish(self, work: Work, works: Sequence[Work]) -> None:
+        """Publish the group if this is the last of it."""
         missing = [row for row in self.rows.values() if not _ready(row)]
         if self.step.key in {row.key for row in missing}:
             raise UsageError(
@@ -111,8 +118,7 @@ class PhaseRun:
             work.message = "published with its group, which waits for " + ", ".join(
                 f"{row.label} ({row.phase})" for row in missing
             )
-            return [work]
-        works = [work if step is self.step else Work(self.session, step) for step in self.group]
+            return
         for member in works:
             row = self.rows[member.step.key]
             if row.phase in DONE_PHASES:
@@ -128,15 +134,14 @@ class PhaseRun:
                 self.doors.end(member, "passed")
         if any(member.adopted for member in works):  # killed right after its commit: the target could not tidy up
             Collector(self.session, last=True).collect()
-        return works
 
-    def _discard(self, work: Work) -> None:
+    def _discard(self, works: Sequence[Work]) -> None:
         """Drop everything that the group staged; the orchestrator's way to end a group that failed."""
-        for step in self.group:
-            row = self.rows[step.key]
+        for member in works:
+            row = self.rows[member.step.key]
             if row.phase in DONE_PHASES:
+                self.doors.keep(member, row)
                 continue
-            member = work if step is self.step else Work(self.session, step)
             member.staged = row.staged
             self.doors.discard([member])
             self.doors.end(member, "skipped", "discarded")
@@ -146,7 +151,7 @@ class PhaseRun:
         error = as_error(caught, self.step)
         if error is not caught:
             self.session.observer.say("traceback", traceback_of(caught), self.step)
-        unfinished = [member for member in (members if work in members else [work]) if member.status is None]
+        unfinished = [member for member in members if member.status is None]
         if not isinstance(error, KEEPS_STAGE):
             self.doors.discard(unfinished)
         self._end(work, unfinished, error)

@@ -184,6 +184,9 @@ class Observer(Protocol):
     def end_run(self, result: RunResult) -> None:
         """The run ended."""
 
+    def close(self) -> None:
+        """Let go of terminal and files; called once, last, also when the run was ended by an exception."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunRow:

@@ -118,7 +118,7 @@ class Engine:
             resumed=row is not None,
         )
         since = time.monotonic()
-        with self._session(plan, info, options or RunOptions()) as session:
+        with self._watched(), self._session(plan, info, options or RunOptions()) as session:
             session.leases.acquire([f"run/{info.id}"], f"run {info.id}")
             text = " ".join(sys.argv) if command is None else command
             self.journal.start_run(info, host=host(), pid=os.getpid(), command=text)
@@ -129,35 +129,40 @@ class Engine:
             finally:
                 self.journal.end_run(info.id, status)
                 session.tidy()
-        return self._ended(RunResult(info, tuple(outcomes), status, time.monotonic() - since))
+            result = RunResult(info, tuple(outcomes), status, time.monotonic() - since)
+            self.observer.end_run(result)
+        return result
 
     def phase(
         self,
         plan: Plan,
         key: str,
-        phase: str,
         run: str,
+        phase: str | None = None,
         *,
         pipeline: str = "",
         logical_time: str | None = None,
         options: RunOptions | None = None,
-    ) -> StepOutcome:
+    ) -> Sequence[StepOutcome]:
         """Take one step through one door, in a process of its own; state passes through the journal.
 
         Args:
             plan: the whole plan of the run.
             key: the step.
-            phase: `stage`, `prove`, `publish` (of the whole group, when the last of it is proven) or `discard` (of
-                the whole group).
             run: the run's id, chosen by the orchestrator; the first process notes the run.
+            phase: `stage`, `prove`, `publish` (of the whole group, when the last of it is proven) or `discard` (of
+                the whole group); None: the first three, one after the other.
             pipeline: the pipeline's name, for people.
             logical_time: as in `run`; later processes take the first one's.
             options: how it goes.
 
+        Returns:
+            The outcome of the step; of `publish` and `discard` those of its whole group.
+
         Raises:
             UsageError: no such step or phase, or the step has not come so far.
         """
-        if phase not in PHASES:
+        if phase is not None and phase not in PHASES:
             raise UsageError(f"there is no phase {phase!r}", hint=f"phases are {', '.join(PHASES)}")
         if key not in {step.key for step in plan.steps}:
             hint = did_you_mean(key, [step.key for step in plan.steps])
@@ -168,16 +173,28 @@ class Engine:
         row = self.journal.run(run)
         info = replace(info, logical_time=row.logical_time, started=row.started)
         self.journal.begin_steps(run, plan.steps)
-        with self._session(plan, info, options or RunOptions()) as session:
+        since = time.monotonic()
+        outcomes: list[StepOutcome] = []
+        with self._watched(), self._session(plan, info, options or RunOptions()) as session:
+            self.observer.start_run(info, Plan((plan[key],)))
             try:
-                return PhaseRun(session, plan[key], phase).run()
+                for name in PHASES[:3] if phase is None else [phase]:
+                    outcomes = PhaseRun(session, plan[key], name).run()
+                    if any(outcome.error is not None for outcome in outcomes):
+                        break
             finally:
-                self.journal.end_run(run, run_status(self.journal.steps(run)))
+                status = run_status(self.journal.steps(run))
+                self.journal.end_run(run, status)
                 session.tidy(plan[key])
+            self.observer.end_run(RunResult(info, tuple(outcomes), status, time.monotonic() - since))
+        return outcomes
 
-    def _ended(self, result: RunResult) -> RunResult:
-        self.observer.end_run(result)
-        return result
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self.observer.close()
 
     def _resumed(self, resume: str) -> RunRow:
         row = self.journal.run(resume)

@@ -1,0 +1,159 @@
+"""The words and columns of a run's lines; pure, so that terminal and pipe show the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from millrace.core.plan import Plan
+from millrace.core.secrets import redact
+from millrace.observe.shapes import OutcomeSeen, ResultSeen, RunSeen
+
+Tone = Literal["good", "warned", "bad", "quiet", "plain"]
+
+KIND = 5  # copy, model, gate, page, load, dbt
+AMOUNT = 14  # 9,999,999 rows
+SECONDS = 8  # 12,345.6 s is three hours and a half: such a line may be wider
+WORD = 9  # published
+LABEL_LEAST = 13
+NOTE_LEAST = 12  # a shorter rest of the line says nothing
+
+ENDED = {"done": "done in", "failed": "failed after", "interrupted": "stopped after"}
+ORDER = ("published", "passed", "fresh", "failed", "interrupted", "skipped")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One finished step: its columns, not yet aligned."""
+
+    kind: str
+    label: str
+    amount: str
+    seconds: str
+    word: str
+    tone: Tone
+    note: str
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """Return a number with its unit: `1 row`, `120,418 rows`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in seconds with one decimal."""
+    return f"{seconds:,.1f} s"
+
+
+def left(seconds: float) -> str:
+    """Return the time left in words: `4 s left`, `3 min left`."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s left"
+    return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"
+
+
+def header(run: RunSeen) -> str:
+    """Return the first line: ` shop · dev · daily · run 7f3a`."""
+    parts = [run.project, run.env, run.pipeline, f"run {run.id[:4]}" + (", resumed" if run.resumed else "")]
+    return redact(" " + " · ".join(part for part in parts if part))
+
+
+def closing(result: ResultSeen, resume: str | None) -> str:
+    """Return the last line.
+
+    Args:
+        result: the run.
+        resume: command that takes an unfinished run up again, with `{run}` in it.
+    """
+    counts = ", ".join(
+        f"{'stopped' if status == 'interrupted' else status} {result.counts[status]}"
+        for status in ORDER
+        if result.counts.get(status)
+    )
+    parts = [f"{ENDED.get(result.status, result.status)} {duration(result.seconds)}", counts]
+    if result.status != "done" and resume:
+        parts.append(f"go on with: {resume.format(run=result.run.id[:4])}")
+    return " " + " · ".join(part for part in parts if part)
+
+
+def line(outcome: OutcomeSeen) -> Line:
+    """Return the line of a finished step."""
+    word, tone = _word(outcome)
+    note = outcome.message.splitlines()[0] if outcome.message else ""
+    if not note and outcome.status == "published":
+        note = _changes(outcome)
+    seconds = duration(outcome.seconds) if outcome.seconds >= 0.05 else ""
+    return Line(outcome.kind, redact(outcome.label), _amount(outcome), seconds, word, tone, redact(note))
+
+
+def _amount(outcome: OutcomeSeen) -> str:
+    if outcome.kind == "dbt" and outcome.entries:
+        return count(len(outcome.entries), "model")
+    return "" if outcome.rows is None or outcome.kind in ("page", "gate") else count(outcome.rows, "row")
+
+
+def _word(outcome: OutcomeSeen) -> tuple[str, Tone]:
+    warned = any(not check.passed for check in outcome.checks)
+    match outcome.status:
+        case "published":
+            if any(entry.level != "none" for entry in outcome.entries):
+                return "proven", "warned" if warned else "good"
+            return ("checked" if outcome.checks else "published"), "warned" if warned else "good"
+        case "passed":
+            return "passed", "warned" if warned else "good"
+        case "failed":
+            return "failed", "bad"
+        case "interrupted":
+            return "stopped", "warned"
+        case other:
+            return other, "quiet" if other in ("fresh", "skipped") else "plain"
+
+
+def _changes(outcome: OutcomeSeen) -> str:
+    """Say what the publish did to the target, unless all its rows are new."""
+    inserted = sum(entry.counts.inserted for entry in outcome.entries)
+    updated = sum(entry.counts.updated for entry in outcome.entries)
+    deleted = sum(entry.counts.deleted for entry in outcome.entries)
+    if not updated and not deleted:
+        return ""
+    words = ((inserted, "new"), (updated, "changed"), (deleted, "deleted"))
+    return ", ".join(f"{number:,} {word}" for number, word in words if number)
+
+
+def label_width(plan: Plan, width: int | None) -> int:
+    """Return the width of the label column: that of the longest label, less when the line is too narrow."""
+    from rich.cells import cell_len
+
+    longest = max([LABEL_LEAST, *(cell_len(step.label) for step in plan.steps)])
+    if width is None:
+        return longest
+    rest = width - (1 + KIND + 2 + 1 + AMOUNT + 1 + SECONDS + 3 + WORD + 1) - NOTE_LEAST
+    return max(LABEL_LEAST, min(longest, rest))
+
+
+def columns(line: Line, label: int) -> tuple[str, str, str]:
+    """Return what stands before the state word, the word, and the note, aligned.
+
+    Args:
+        line: the step.
+        label: width of the label column in terminal cells.
+    """
+    from rich.cells import set_cell_size
+
+    before = f" {line.kind:<{KIND}}  {set_cell_size(fit(line.label, label), label)}"
+    before += f" {line.amount:>{AMOUNT}} {line.seconds:>{SECONDS}}   "
+    return before, f"{line.word:<{WORD}}", line.note
+
+
+def fit(text: str, width: int) -> str:
+    """Return the text, cut with an ellipsis where it is wider than so many terminal cells."""
+    from rich.cells import cell_len, set_cell_size
+
+    return text if cell_len(text) <= width else set_cell_size(text, max(width - 1, 0)).rstrip() + "…"
+
+
+def error_blocks(result: ResultSeen) -> Sequence[str]:
+    """Return the errors of a run as blocks; one that several steps share is told once."""
+    blocks = [redact(f"error: {error}") for error in result.errors]
+    return list(dict.fromkeys(blocks))
