@@ -93,6 +93,20 @@ def test_format_is_the_documented_one() -> None:
     assert f"Current format: **{FORMAT}**" in page
 
 
+def test_every_table_of_ours_is_documented() -> None:
+    """docs/reference/formats.md names the tables that the ledgers and the journal make."""
+    page = (ROOT / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
+    package = ROOT / "src" / "millrace"
+    made = set()
+    for path in (package / "postgres" / "ledger.py", package / "duck" / "ledger.py", package / "engine" / "tables.py"):
+        text = path.read_text(encoding="utf-8")
+        found = set(re.findall(r"create table (?:if not exists )?[\w{}.]*?(\w+) *\n? *\(", text))
+        found |= set(re.findall(r'sa\.Table\(\s*"(\w+)"', text))
+        assert found, path
+        made |= found
+    assert {table for table in made if f"`{table}" not in page} == set()
+
+
 def test_checks_page_is_complete() -> None:
     """docs/reference/checks.md names each check, and its example is read."""
     page = (ROOT / "docs" / "reference" / "checks.md").read_text(encoding="utf-8")
