@@ -1,0 +1,421 @@
+"""PostgreSQL to a Delta lake: what is published equals the source, by this file's own comparison of texts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pyarrow.parquet as pq
+import pytest
+from psycopg import sql
+
+from millrace.core.names import AssetId, TableRef
+from millrace.core.plan import Step
+from millrace.core.position import Whole
+from millrace.core.staged import LedgerEntry, Staged
+from millrace.errors import ContractBroken, GuardRefused, Interrupted, KeyInvalid, NotFound, ProofFailed
+from millrace.lake.target import LakeTarget
+from millrace.postgres.reader import PostgresReader
+from millrace.postgres.session import database_from_url
+from millrace.steps.routes import postgres_lake
+from millrace.steps.spec import CopySpec
+
+from .context import StepContext
+
+ASSET = AssetId("bronze", "events")
+EVENTS = """
+create table events as select i::bigint id, (i % 97)::int user_id,
+    (array['page_view','add_to_cart','로그인'])[1 + i % 3] event_type, (i % 1000 - 500)::numeric(12,2) / 8 loose,
+    ((i % 1000 - 500)::numeric / 7)::numeric(12,2) amount, timestamptz '2026-01-01' + i * interval '7 s' created_at,
+    timestamp '2026-01-01 12:00' - i * interval '1 day' happened, date '2000-01-01' + i day_on, time '00:00:01.5' at_time,
+    jsonb_build_object('product', i % 50, 'ref', md5(i::text)) properties, case when i % 10 = 0 then null else 'note ' || i end note,
+    i % 2 = 0 flag, (i / 3.0)::float8 score, (i / 3.0)::real rough, md5(i::text)::uuid token, decode(md5(i::text), 'hex') raw,
+    interval '1 day' * i span, array[i, i + 1] pair, timestamptz '2026-02-01' + i * interval '1 s' updated_at
+from generate_series(1, {rows}) i
+"""
+
+
+def publish(target: LakeTarget, staged: Sequence[Staged]) -> Sequence[LedgerEntry]:
+    """Prove and publish what was staged, as the engine does."""
+    proofs = [target.prove(item) for item in staged]
+    return target.publish(staged, proofs, {item.asset: item.base for item in staged})
+
+
+class Bench:
+    """One source table, one lake, one step."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.folder = folder
+        self.lake = LakeTarget(folder / "lake")
+        self.reader = PostgresReader(database_from_url(url, "shop_db"))
+        self.source = psycopg.connect(url, autocommit=True)
+        self.runs = 0
+
+    def execute(self, text: str) -> None:
+        self.source.execute(text)  # type: ignore[call-overload]
+
+    def events(self, rows: int) -> None:
+        self.execute(EVENTS.format(rows=rows))
+        self.execute("alter table events add primary key (id); analyze events")
+
+    def spec(self, **options: Any) -> CopySpec:
+        return CopySpec("shop_db", TableRef("public", "events"), ASSET, **{"segment_rows": 1_000, **options})
+
+    def context(self, spec: CopySpec, run: str | None = None) -> tuple[Step, StepContext]:
+        self.runs += 1
+        step = Step(f"copy:{ASSET}", "copy", str(ASSET), (ASSET,), target="lake", spec=spec.to_json())
+        return step, StepContext(step, {"lake": self.lake}, run=run or f"0000{self.runs:04x}")
+
+    def run(self, run: str | None = None, **options: Any) -> tuple[LedgerEntry, StepContext]:
+        spec = self.spec(**options)
+        step, ctx = self.context(spec, run)
+        try:
+            staged = postgres_lake.stage(spec, self.reader, self.lake, step, ctx)
+        finally:
+            ctx.close()
+        return publish(self.lake, staged)[0], ctx
+
+    def fresh(self, **options: Any) -> Any:
+        return postgres_lake.fresh(self.spec(**options), self.reader, self.lake)
+
+    def lake_rows(self, columns: Sequence[str]) -> list[tuple[str | None, ...]]:
+        """Return the lake's rows as sorted texts, by Arrow and this file only."""
+        found = []
+        for path in self.lake.files(ASSET):
+            for row in pq.read_table(path, columns=list(columns)).to_pylist():
+                found.append(tuple(_text(row[name]) for name in columns))
+        return sorted(found, key=repr)
+
+    def source_rows(self, columns: Sequence[str], where: str = "true") -> list[tuple[str | None, ...]]:
+        """Return the source's rows as sorted texts, as PostgreSQL prints them."""
+        self.execute("set timezone = 'UTC'")
+        names = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in columns)
+        query = sql.SQL("select {} from events where {}").format(names, sql.SQL(where))  # type: ignore[arg-type]
+        return sorted((tuple(row) for row in self.source.execute(query)), key=repr)
+
+    def assert_equal(self, columns: Sequence[str] = ("id", "note", "amount", "user_id")) -> None:
+        assert self.lake_rows(columns) == self.source_rows(columns)
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, bytes):
+        return "\\x" + value.hex()
+    return None if value is None else str(value)
+
+
+@pytest.fixture(params=["db15", "db18"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    found = Bench(request.getfixturevalue(request.param), tmp_path)
+    yield found
+    found.source.close()
+
+
+@pytest.fixture
+def bench15(db15: str, tmp_path: Path) -> Iterator[Bench]:
+    found = Bench(db15, tmp_path)
+    yield found
+    found.source.close()
+
+
+EXACT = ["id", "user_id", "event_type", "loose", "amount", "day_on", "at_time", "properties", "note", "flag", "raw"]
+EXACT += ["span", "pair", "token"]
+
+
+# --- mode full -----------------------------------------------------------------------------------------------------
+
+
+def test_a_first_load_holds_every_row(bench: Bench) -> None:
+    bench.events(5_000)
+    entry, ctx = bench.run()
+    assert (entry.seq, entry.rows, entry.level) == (1, 5_000, "table")
+    assert bench.lake_rows(EXACT) == bench.source_rows(EXACT)
+    assert len(bench.lake.files(ASSET)) >= 4
+    assert ctx.report.rows == 5_000
+    assert isinstance(entry.position, Whole)
+    assert entry.position.digest == entry.digest
+
+
+def test_an_unchanged_source_is_fresh_and_a_changed_one_replaces(bench15: Bench) -> None:
+    bench15.events(2_000)
+    assert bench15.fresh().reason == "never published"
+    bench15.run()
+    assert bench15.fresh().fresh
+    assert bench15.fresh().reason == "source digest unchanged"
+    assert not bench15.fresh(full_refresh=True).fresh
+    bench15.execute("update events set amount = -amount where id = 7; delete from events where id = 8")
+    assert not bench15.fresh().fresh
+    entry, _ = bench15.run()
+    assert (entry.seq, entry.rows) == (2, 1_999)
+    bench15.assert_equal()
+    assert bench15.fresh().fresh
+
+
+def test_changed_columns_are_not_fresh(bench15: Bench) -> None:
+    bench15.events(100)
+    bench15.run()
+    bench15.execute("alter table events alter user_id type bigint")
+    assert not bench15.fresh().fresh
+    bench15.run()
+    assert bench15.lake.schema(ASSET)["user_id"].type == "bigint"
+    bench15.assert_equal()
+
+
+def test_an_empty_table_and_one_without_a_key(bench15: Bench) -> None:
+    bench15.execute("create table events (id int, note text, amount numeric, user_id int)")
+    entry, _ = bench15.run()
+    assert entry.rows == 0
+    assert bench15.fresh().fresh
+    bench15.execute("insert into events values (1, 'a', 1.50, null), (1, 'a', 1.50, null)")
+    entry, _ = bench15.run()
+    assert entry.rows == 2
+    bench15.assert_equal()
+
+
+def test_view_where_select_and_count(bench15: Bench) -> None:
+    bench15.events(3_000)
+    bench15.execute("alter table events rename to base; create view events as select * from base")
+    bench15.run(where="id <= 1500", count="select count(*) from base where id <= 1500")
+    assert bench15.lake_rows(["id"]) == bench15.source_rows(["id"], "id <= 1500")
+    bench15.run(select="select id, note from base where id > 100", key=("id",))
+    assert bench15.lake_rows(["id", "note"]) == bench15.source_rows(["id", "note"], "id > 100")
+    with pytest.raises(ProofFailed, match="count query"):
+        bench15.run(count="select 3")
+
+
+def test_losing_most_rows_is_refused(bench15: Bench) -> None:
+    bench15.events(1_000)
+    bench15.run()
+    bench15.execute("delete from events where id > 100")
+    with pytest.raises(GuardRefused, match="would lose 900 of its 1,000 rows") as refused:
+        bench15.run()
+    assert "--allow-deletes" in str(refused.value)
+    assert bench15.lake.ledger(ASSET).seq == 1  # type: ignore[union-attr]
+    bench15.run(allow_deletes=True)
+    bench15.assert_equal()
+
+
+# --- values that a lake cannot hold --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad", "shown"),
+    [
+        ("timestamptz", "infinity", "infinity"),
+        ("timestamptz", "-infinity", "-infinity"),
+        ("timestamp", "294276-12-31 23:59:59", "294276-12-31 23:59:59"),
+        ("timestamp", "0044-03-15 12:00 BC", "0044-03-15 12:00:00 BC"),
+        ("date", "infinity", "infinity"),
+        ("date", "10000-01-01", "10000-01-01"),
+        ("numeric(12,2)", "NaN", "NaN"),
+        ("numeric(38,38)", "NaN", "NaN"),
+    ],
+)
+def test_rows_that_cannot_be_held_are_named(bench: Bench, kind: str, bad: str, shown: str) -> None:
+    bench.execute(f"create table events (id int primary key, v {kind})")
+    bench.execute(f"insert into events values (1, null), (2, '{bad}'), (3, null), (4, '{bad}')")
+    with pytest.raises(ContractBroken) as broken:
+        bench.run()
+    text = str(broken.value)
+    assert f"v {kind.replace('timestamptz', 'timestamp with time zone')}" in text.replace(" without time zone", "")
+    assert "2 rows" in text
+    assert f"{shown} (id 2)" in text
+    assert bench.lake.ledger(ASSET) is None
+    bench.run(select="id, v::text as v")
+    assert bench.lake_rows(["id", "v"]) == bench.source_rows(["id", "v"])
+
+
+def test_odd_values_are_held_exactly(bench: Bench) -> None:
+    bench.execute(
+        """create type mood as enum ('sad', 'gut "x"'); create domain cents as numeric(8,2);
+        create table events (id int primary key, t time, n numeric, big numeric(38,0), tiny numeric(38,38), m mood, c cents,
+            ch char(5), i interval, a int[], p point, r int4range, b bit(3), o oid, mon money, j json, tz timetz, net inet)"""
+    )
+    bench.execute(
+        """insert into events values
+        (1, '24:00', 'NaN', 99999999999999999999999999999999999999, 0.00000000000000000000000000000000000001, 'sad', -0.01,
+         'a', '1 mon', '{{1,2},{3,4}}', '(1,2)', '[1,3)', '101', 4294967295, 12.34, '{"a":  1}', '10:00+03', '10.0.0.1/8'),
+        (2, '00:00', '1e200', -99999999999999999999999999999999999999, -0.99999999999999999999999999999999999999, 'gut "x"', 0,
+         'abcde', '30 days', '{}', null, 'empty', '000', 0, -0.01, 'null', '10:00', '::1'),
+        (3, null, 1.0, 0, 0, null, null, '', null, null, null, null, null, null, null, null, null, null)"""
+    )
+    bench.run()
+    columns = ["id", "t", "n", "m", "c", "i", "a", "p", "r", "b", "o", "mon", "j", "tz", "net", "big"]
+    bench.execute("set lc_monetary = 'C'")
+    assert bench.lake_rows(columns) == bench.source_rows(columns)
+    tiny = [f"{row['tiny']:f}" for path in bench.lake.files(ASSET) for row in pq.read_table(path).to_pylist()]
+    assert sorted(tiny) == sorted(row[0] for row in bench.source_rows(["tiny"]))
+
+
+def test_hostile_names(bench15: Bench) -> None:
+    bench15.execute('create table "Ev""il; drop" ("i d" int primary key, "x"";--" text, "select" int, "한글.열" text)')
+    bench15.execute("""insert into "Ev""il; drop" values (1, 'a', 2, 'b')""")
+    spec = CopySpec("shop_db", TableRef("public", 'Ev"il; drop'), ASSET)
+    step, ctx = bench15.context(spec)
+    publish(bench15.lake, postgres_lake.stage(spec, bench15.reader, bench15.lake, step, ctx))
+    assert bench15.lake_rows(["i d", 'x";--', "select"]) == [("1", "a", "2")]
+
+
+# --- stopping and going on -----------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_copy_goes_on(bench15: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench15.events(6_000)
+    spec = bench15.spec(workers=1)
+    step, ctx = bench15.context(spec, "0000aaaa")
+    monkeypatch.setattr(ctx, "stopping", lambda: ctx.report.rows >= 2_000)
+    with pytest.raises(Interrupted):
+        postgres_lake.stage(spec, bench15.reader, bench15.lake, step, ctx)
+    assert bench15.lake.ledger(ASSET) is None
+    entry, again = bench15.run("0000aaaa")
+    assert entry.rows == 6_000
+    bench15.assert_equal()
+    assert not again.report.notes or "kept" in again.report.notes[0]
+
+
+CHILD = """
+import os, sys
+from pathlib import Path
+from millrace.core.names import AssetId, TableRef
+from millrace.core.plan import Step
+from millrace.lake.target import LakeTarget
+from millrace.postgres.reader import PostgresReader
+from millrace.postgres.session import database_from_url
+from millrace.steps.routes import postgres_lake
+from millrace.steps.spec import CopySpec
+from millrace.testing.killpoints import arm
+sys.path.insert(0, sys.argv[3])
+from context import StepContext
+arm(os.environ)
+asset = AssetId("bronze", "events")
+spec = CopySpec("shop_db", TableRef("public", "events"), asset, segment_rows=1000)
+lake = LakeTarget(Path(sys.argv[2]) / "lake")
+step = Step(f"copy:{asset}", "copy", str(asset), (asset,), target="lake", spec=spec.to_json())
+ctx = StepContext(step, {"lake": lake}, run="0000dddd")
+reader = PostgresReader(database_from_url(sys.argv[1], "shop_db"))
+staged = postgres_lake.stage(spec, reader, lake, step, ctx)
+lake.publish(staged, [lake.prove(one) for one in staged], {asset: staged[0].base})
+"""
+
+
+def _child(bench: Bench, point: str) -> int:
+    command = [sys.executable, "-c", CHILD, bench.url, str(bench.folder), str(Path(__file__).parent)]
+    return subprocess.run(command, check=False, env={**os.environ, "MILLRACE_KILL_AT": point}).returncode
+
+
+def _segments(bench: Bench) -> int:
+    """Return how many whole segments the stage's descriptor lists."""
+    stage = bench.lake.folder(ASSET).stages
+    import json
+
+    return sum(len(json.loads(path.read_text())["segments"]) for path in stage.glob("*.json"))
+
+
+@pytest.mark.parametrize("run", ["0000dddd", "0000eeee"])
+def test_a_killed_copy_keeps_what_still_agrees(bench15: Bench, run: str) -> None:
+    bench15.events(6_000)
+    assert _child(bench15, "lake.stage.file:4") == -9
+    whole = _segments(bench15)
+    assert whole >= 1
+    entry, ctx = bench15.run(run)
+    assert entry.rows == 6_000
+    assert f"{whole} of " in ctx.report.notes[0]
+    bench15.assert_equal()
+    bench15.lake.gc(lambda run: False)
+    assert len(bench15.lake.folder(ASSET).data_files()) == len(bench15.lake.files(ASSET))
+
+
+def test_segments_that_changed_meanwhile_are_copied_again(bench15: Bench) -> None:
+    bench15.events(6_000)
+    assert _child(bench15, "lake.stage.file:4") == -9
+    whole = _segments(bench15)
+    bench15.execute("update events set note = 'changed' where id in (1, 2)")  # leaves the first pages
+    _, ctx = bench15.run("0000dddd")
+    assert f"{whole - 1} of " in ctx.report.notes[0]
+    bench15.assert_equal()
+
+
+@pytest.mark.parametrize(
+    "point", ["lake.stage.closed", "lake.prove", "lake.publish.before_commit", "lake.publish.after_commit"]
+)
+def test_killed_at_any_door_the_next_run_ends_right(bench15: Bench, point: str) -> None:
+    bench15.events(3_000)
+    assert _child(bench15, point) == -9
+    entry, _ = bench15.run("0000eeee")
+    assert entry.rows == 3_000
+    bench15.assert_equal()
+    bench15.lake.gc(lambda run: False)
+    assert len(bench15.lake.folder(ASSET).data_files()) >= len(bench15.lake.files(ASSET))
+
+
+def test_a_torn_file_is_not_published(bench15: Bench) -> None:
+    bench15.events(2_000)
+    spec = bench15.spec()
+    step, ctx = bench15.context(spec)
+    staged = postgres_lake.stage(spec, bench15.reader, bench15.lake, step, ctx)
+    path = Path(bench15.lake.staged_files(staged[0])[0])
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("note")
+    notes = table.column("note").to_pylist()
+    notes[0], notes[1] = "someone", "else"
+    pq.write_table(table.set_column(at, table.schema.field("note"), [notes]), path)
+    with pytest.raises(ProofFailed):
+        publish(bench15.lake, staged)
+    assert bench15.lake.ledger(ASSET) is None
+
+
+def test_rows_change_while_they_are_copied(bench15: Bench) -> None:
+    bench15.events(6_000)
+    bench15.execute("alter table events add total int default 1")
+    spec = bench15.spec(workers=1)
+    step, ctx = bench15.context(spec)
+    moved = ctx.report.moved
+    calls = []
+
+    def disturb(rows: int, size: int) -> None:
+        moved(rows, size)
+        calls.append(rows)
+        with psycopg.connect(bench15.url, autocommit=True) as other:  # what one loses the other gains
+            other.execute(
+                "update events set total = total + case when id = %s then 5 else -5 end where id in (%s, %s)",
+                [1, 1, 5_999],
+            )
+
+    ctx.report.moved = disturb  # type: ignore[method-assign]
+    publish(bench15.lake, postgres_lake.stage(spec, bench15.reader, bench15.lake, step, ctx))
+    assert calls
+    assert sum(int(row[0] or 0) for row in bench15.lake_rows(["total"])) == 6_000
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+
+def test_missing_things_are_named(bench15: Bench) -> None:
+    bench15.events(10)
+    with pytest.raises(NotFound, match="updated_att"):
+        bench15.run(mode="incremental", cursor="updated_att")
+    with pytest.raises(NotFound):
+        bench15.run(key=("idd",))
+    spec = CopySpec("shop_db", TableRef("public", "event"), ASSET)
+    step, ctx = bench15.context(spec)
+    with pytest.raises(NotFound):
+        postgres_lake.stage(spec, bench15.reader, bench15.lake, step, ctx)
+
+
+def test_keys_that_are_none(bench15: Bench) -> None:
+    bench15.execute("create table events (id int, amount int, updated_at timestamptz)")
+    with pytest.raises(KeyInvalid, match="no key"):
+        bench15.run(mode="incremental", cursor="updated_at")
+    bench15.execute("insert into events values (1, 1, now()), (1, 2, now()), (null, 3, now())")
+    with pytest.raises(KeyInvalid, match="null in the key"):
+        bench15.run(key=("id",))
+    bench15.execute("delete from events where id is null")
+    with pytest.raises(KeyInvalid, match="more than one row"):
+        bench15.run(key=("id",))
