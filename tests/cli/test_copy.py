@@ -42,7 +42,9 @@ def texts(url: str, table: str = "public.accounts") -> list[tuple[Any, ...]]:
 
 def leftovers(url: str) -> list[tuple[Any, ...]]:
     """Stage tables, and stage rows of the ledger."""
-    found = ask(url, "select relname from pg_class where relnamespace = to_regnamespace('_millrace_stage') and relkind = 'r'")
+    found = ask(
+        url, "select relname from pg_class where relnamespace = to_regnamespace('_millrace_stage') and relkind = 'r'"
+    )
     if ask(url, "select 1 from pg_class where relnamespace = to_regnamespace('_millrace') and relname = 'stage'"):
         found += ask(url, "select 'stage row' from _millrace.stage")
     return found
@@ -52,7 +54,7 @@ def leftovers(url: str) -> list[tuple[Any, ...]]:
 def pair(request: pytest.FixtureRequest, db15: str, db18: str) -> Iterator[tuple[str, str]]:
     source, target = (db15, db18) if request.param == "15 to 18" else (db18, db15)
     ask(source, TABLE)
-    yield source, target
+    return source, target
 
 
 def test_first_copy_then_nothing_then_changes(millrace: Any, pair: tuple[str, str]) -> None:
@@ -88,7 +90,17 @@ def test_first_copy_then_nothing_then_changes(millrace: Any, pair: tuple[str, st
 def test_incremental(millrace: Any, pair: tuple[str, str]) -> None:
     source, target = pair
     names = {"SRC": source, "DST": target}
-    arguments = ("copy", "env:SRC", "accounts", "env:DST", "raw.accounts", "--mode", "incremental", "--cursor", "updated_at")
+    arguments = (
+        "copy",
+        "env:SRC",
+        "accounts",
+        "env:DST",
+        "raw.accounts",
+        "--mode",
+        "incremental",
+        "--cursor",
+        "updated_at",
+    )
     first = millrace(*arguments, "--json", **names)
     if first.code:  # the schema does not exist: the error says so
         assert "raw" in first.err
@@ -160,7 +172,11 @@ def test_the_password_shows_nowhere(millrace: Any, pg18: Any, db18: str, other18
         (("copy", "env:SRC", "a.b.c", "env:DST", "t"), 2, "not a table name"),
         (("copy", "env:SRC", "acounts", "env:DST", "t"), 1, "accounts"),
         (("copy", "env:SRC", "accounts", "env:DST", "t", "--mode", "ful"), 2, 'did you mean "full"'),
-        (("copy", "env:SRC", "accounts", "env:DST", "t", "--mode", "incremental", "--cursor", "updated"), 1, "updated_at"),
+        (
+            ("copy", "env:SRC", "accounts", "env:DST", "t", "--mode", "incremental", "--cursor", "updated"),
+            1,
+            "updated_at",
+        ),
         (("copy", "env:SRC", "accounts", "env:DST", "t", "--key", "idd"), 1, 'did you mean "id"'),
         (("copy", "env:SRC", "accounts", "env:DST", "t", "--key", "balance"), 1, "balance"),
         (("copy", "env:SRC", "nokey", "env:DST", "t"), 1, "--key"),
@@ -168,9 +184,14 @@ def test_the_password_shows_nowhere(millrace: Any, pg18: Any, db18: str, other18
         (("copy", "env:SRC", "accounts", "env:DST", "t", "--where", "1; drop table accounts"), 2, "where"),
     ],
 )
-def test_wrong_input_is_one_clear_error(millrace: Any, db18: str, other18: str, arguments: tuple[str, ...], code: int, says: str) -> None:
+def test_wrong_input_is_one_clear_error(
+    millrace: Any, db18: str, other18: str, arguments: tuple[str, ...], code: int, says: str
+) -> None:
     ask(db18, TABLE)
-    ask(db18, "create table nokey (a int); insert into accounts (id, name, balance) values (6000, 'x', 0), (6001, 'y', 0)")
+    ask(
+        db18,
+        "create table nokey (a int); insert into accounts (id, name, balance) values (6000, 'x', 0), (6001, 'y', 0)",
+    )
     done = millrace(*arguments, SRC=db18, DST=other18)
     assert done.code == code, done.err
     assert says in done.err

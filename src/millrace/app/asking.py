@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from millrace.app.relations import attach_warehouse, show_files, show_table
 from millrace.app.runtime import Runtime
 from millrace.core.names import AssetId
 from millrace.errors import NotFound, UsageError, did_you_mean
@@ -60,9 +59,6 @@ def ask(
     try:
         with translated("the query", "the query"):
             _show(connection, runtime, project, assets)
-            connection.execute(
-                "set enable_external_access = false" if not _needs_files(project, assets) else "select 1"
-            )
             result = connection.execute(statement)
             columns = tuple(str(column[0]) for column in result.description or ())
             types = [str(column[1]).upper() for column in result.description or ()]
@@ -72,11 +68,9 @@ def ask(
     return columns, tuple(any(word in kind for word in NUMERIC) for kind in types), rows
 
 
-def _needs_files(project: Project, assets: list[AssetId]) -> bool:
-    return any(project.layers.get(asset.layer) == "lake" for asset in assets)
-
-
 def _show(connection: duckdb.DuckDBPyConnection, runtime: Runtime, project: Project, assets: list[AssetId]) -> None:
+    from millrace.duck.relations import show_table
+
     attached = False
     for asset in assets:
         bound = project.layers.get(asset.layer)
@@ -92,10 +86,11 @@ def _show(connection: duckdb.DuckDBPyConnection, runtime: Runtime, project: Proj
         if not attached:
             _attach(connection, runtime, asset)
             attached = True
-        show_table(connection, asset.layer, asset.name)
+        show_table(connection, asset)
 
 
 def _show_lake(connection: duckdb.DuckDBPyConnection, runtime: Runtime, asset: AssetId) -> None:
+    from millrace.duck.relations import show_files
     from millrace.lake.target import LakeTarget
 
     lake = runtime.target("lake")
@@ -103,10 +98,11 @@ def _show_lake(connection: duckdb.DuckDBPyConnection, runtime: Runtime, asset: A
     entry = lake.ledger(asset)
     if entry is None:
         raise NotFound(f"{asset} was never published", hint="see what there is: millrace status")
-    show_files(connection, asset.layer, asset.name, lake.files(asset, entry.seq))
+    show_files(connection, asset, lake.files(asset, entry.seq), lake.schema(asset, entry.seq), own=True)
 
 
 def _attach(connection: duckdb.DuckDBPyConnection, runtime: Runtime, asset: AssetId) -> None:
+    from millrace.duck.relations import attach
     from millrace.duck.warehouse import WarehouseTarget
 
     warehouse = runtime.target("warehouse")
@@ -114,4 +110,4 @@ def _attach(connection: duckdb.DuckDBPyConnection, runtime: Runtime, asset: Asse
     file = warehouse.current()
     if file is None:
         raise NotFound(f"{asset} was never published: the warehouse is empty", hint="make it: millrace run")
-    attach_warehouse(connection, file)
+    attach(connection, file)

@@ -19,7 +19,6 @@ from millrace.core.staged import Counts, LedgerEntry
 from millrace.errors import NotFound
 
 if TYPE_CHECKING:
-    from millrace.engine.records import Observer
     from millrace.postgres.diff import TableDiff
     from millrace.postgres.session import Database
     from millrace.steps.spec import CopySpec
@@ -97,7 +96,7 @@ def _spec(table: str, into: str, options: CopyOptions, runtime: Runtime) -> Copy
     from millrace.steps.spec import CopySpec
 
     place = TableRef.parse(into)
-    schema = place.schema or runtime.reader(TARGET).default_schema()
+    schema = place.schema or _default_schema(runtime)
     return CopySpec(
         source=SOURCE,
         table=TableRef.parse(table),
@@ -114,6 +113,13 @@ def _spec(table: str, into: str, options: CopyOptions, runtime: Runtime) -> Copy
         full_refresh=options.full_refresh,
         workers=options.workers,
     )
+
+
+def _default_schema(runtime: Runtime) -> str:
+    """Return where a table without a schema is made: the first schema of the target's search path."""
+    with runtime.reader(TARGET).connect("copy") as connection:
+        row = connection.execute("select current_schema()").fetchone()
+    return str(row[0]) if row and row[0] else "public"
 
 
 def copy_table(
@@ -138,6 +144,7 @@ def copy_table(
     Raises:
         MillraceError: what stopped the copy; nothing was published then.
     """
+    from millrace.app.observers import observer
     from millrace.engine.journal import Journal
     from millrace.engine.runner import Engine
 
@@ -151,7 +158,9 @@ def copy_table(
             assets=(spec.asset,),
             target=f"{CONNECTION}{TARGET}",
             group=f"copy:{spec.asset}",
-            code=fingerprint("copy", str(spec.table), repr((spec.mode, spec.key, spec.cursor, spec.where, spec.select))),
+            code=fingerprint(
+                "copy", str(spec.table), repr((spec.mode, spec.key, spec.cursor, spec.where, spec.select))
+            ),
             spec={"copy": spec.to_json(), "full_refresh": options.full_refresh},
         )
         journal = Journal(":memory:")
@@ -160,7 +169,7 @@ def copy_table(
                 journal,
                 runtime.kinds,
                 {step.target: runtime.target(step.target)},
-                observer=_observer(show_progress),
+                observer=observer("auto" if show_progress else "silent"),
                 work=runtime.cache,
             )
             result = engine.run(Plan((step,)))
@@ -179,12 +188,6 @@ def copy_table(
         seconds=time.monotonic() - since,
         message=outcome.message or ("copied and proven" if published else "nothing changed"),
     )
-
-
-def _observer(show_progress: bool) -> Observer:
-    from millrace.observe.progress import observer
-
-    return observer("terminal" if show_progress else "silent")
 
 
 def copy_dry_run(source: str, table: str, target: str, into: str, options: CopyOptions) -> Counts:
@@ -209,5 +212,5 @@ def diff_tables(
         (_database(text, label, trusted_urls=False), TableRef.parse(name))
         for text, label, name in ((left, "source", table), (right, "target", other))
     ]
-    found = diff(sides[0], sides[1], key=key, limit=limit)
+    found = diff(sides[0], sides[1], key, limit)
     return found, time.monotonic() - since

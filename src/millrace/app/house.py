@@ -59,7 +59,10 @@ class House:
         self.environment = project.environment
         self.full_refresh = full_refresh
         self.state = project.root / STATE
-        self.runtime = Runtime(project.root, self.state / "cache", self._databases(), self._targets())
+        schemas = {name: connection.ledger_schema for name, connection in project.settings.connections.items()}
+        self.runtime = Runtime(
+            project.root, self.state / "cache", self._databases(), self._targets(), ledger_schemas=schemas
+        )
 
     def _databases(self) -> Mapping[str, Callable[[contextlib.ExitStack], Database]]:
         def maker(name: str) -> Callable[[contextlib.ExitStack], Database]:
@@ -143,14 +146,14 @@ class House:
         return explain(self.runtime, self.whole, plan)
 
     def _engine(self, show_as: str) -> Engine:
+        from millrace.app.observers import observer
         from millrace.engine.runner import Engine
-        from millrace.observe.progress import observer
 
         return Engine(
             self.journal,
             self.runtime.kinds,
             self.runtime.targets,
-            observer=observer(show_as, logs=self.state / "logs", root=self.project.root),
+            observer=observer(show_as, self.state / "logs"),
             work=self.state,
             project=self.project.name,
             env=self.environment,
@@ -170,7 +173,7 @@ class House:
         resume: str | None = None,
         logical_time: str | None = None,
         options: RunOptions | None = None,
-        show_as: str = "terminal",
+        show_as: str = "auto",
     ) -> RunResult:
         """Run a plan; failures are in the result."""
         engine = self._engine(show_as)

@@ -51,6 +51,7 @@ class Runtime:
         cache: folder for what can be made again.
         databases: makes a connection's database by name; its secrets are resolved then.
         targets: makes targets by name.
+        ledger_schemas: schema of Millrace's own tables in a connection's database, where it is not `_millrace`.
         memory_limit, threads: limits of the embedded engine.
     """
 
@@ -61,6 +62,7 @@ class Runtime:
         databases: Mapping[str, Callable[[contextlib.ExitStack], Database]],
         targets: Mapping[str, Callable[[], Target]],
         *,
+        ledger_schemas: Mapping[str, str] | None = None,
         memory_limit: str = "1GB",
         threads: int = 2,
     ) -> None:
@@ -70,6 +72,7 @@ class Runtime:
         self.threads = threads
         self.closing = contextlib.ExitStack()
         self._databases = databases
+        self._ledger_schemas = ledger_schemas or {}
         self._opened: dict[str, Database] = {}
         self._readers: dict[str, PostgresReader] = {}
         connections = {f"{CONNECTION}{name}": self._postgres_target(name) for name in databases}
@@ -112,7 +115,8 @@ class Runtime:
         def make() -> Target:
             from millrace.postgres.target import PostgresTarget
 
-            return PostgresTarget(self.database(connection), f"{CONNECTION}{connection}")
+            ledger_schema = self._ledger_schemas.get(connection, "_millrace")
+            return PostgresTarget(self.database(connection), f"{CONNECTION}{connection}", ledger_schema)
 
         return make
 

@@ -15,6 +15,7 @@ from millrace.cli import show
 from millrace.cli.main import app
 
 DATA = "shop_db"  # the embedded server's data folder, inside the project
+SAMPLE = "select * from marts.agg_daily_sales limit 5"
 EXAMPLES = """
 [bold]Example[/bold]
 
@@ -95,4 +96,4 @@ def _summary(folder: Path, seconds: float) -> None:
     here = os.path.relpath(folder)
     show.out(f" look closer:  cd {here} && millrace status")
     show.out(f"               cd {here} && millrace plan")
-    show.out(f'               cd {here} && millrace query "select * from marts.agg_daily_sales limit 5"')
+    show.out(f'               cd {here} && millrace query "{SAMPLE}"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 from millrace.app import House
 from millrace.cli import show
@@ -92,8 +93,8 @@ def print_status(house: House, *, as_json: bool) -> None:
     """Print every asset: load, rows, proof, age, and which inputs have moved on since."""
     found = house.entries()
     latest = {str(asset): entry.seq for _, asset, entry in found if entry is not None}
-    rows = []
-    data = []
+    rows: list[tuple[Any, ...]] = []
+    data: list[dict[str, Any]] = []
     for step, asset, entry in found:
         if entry is None:
             rows.append((str(asset), step.kind, None, None, "–", "–", "never published"))

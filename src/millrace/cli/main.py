@@ -65,7 +65,7 @@ def main() -> None:
         # the reader of a pipe has gone: not an error, but nothing more can be written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except Exception as problem:  # noqa: BLE001 - the last place that can tell a person
+    except Exception as problem:
         if os.environ.get("MILLRACE_DEBUG"):
             raise
         told = MillraceError(

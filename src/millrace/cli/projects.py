@@ -127,7 +127,7 @@ def run(
             resume=resume,
             logical_time=at,
             options=options,
-            show_as="json" if json else "terminal",
+            show_as="silent" if json else "auto",
         )
         if json:
             show.as_json(result.to_json())

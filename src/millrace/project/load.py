@@ -20,7 +20,6 @@ from millrace.project.models import ModelOptions
 from millrace.project.problems import context, validated
 from millrace.project.project import MANIFEST, AssetChecks, CopyTable, Dashboard, ModelFile, Project
 from millrace.project.source import Document, Path_, excerpt, parse_yaml, read_text, together
-from millrace.project.sql import check_sql
 
 P = ParamSpec("P")
 
@@ -408,6 +407,8 @@ def _table(
     for word in ("where", "select", "count"):
         text = getattr(options, word)
         if text is not None:
+            from millrace.project.sql import check_sql  # sqlglot costs a tenth of a second that few projects need
+
             try:
                 check_sql(word, text)
             except PydanticCustomError as error:

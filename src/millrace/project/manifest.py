@@ -80,11 +80,24 @@ class Owners(Part):
 
 
 class Connection(Part):
-    """A database outside the project."""
+    """A database outside the project, by URL; or a PostgreSQL that Millrace starts itself, for trying things out.
+
+    Attributes:
+        embedded: the embedded server's data folder, relative to the project.
+    """
 
     type: Literal["postgres"]
-    url: Annotated[Text, AfterValidator(_url)] = Field(repr=False)
+    url: Annotated[Text, AfterValidator(_url)] | None = Field(default=None, repr=False)
+    embedded: Text | None = None
     ledger_schema: Text = "_millrace"
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Connection:
+        if self.url is None and self.embedded is None:
+            raise wrong('{} needs a "url"', hint='url: "${env:NAME}"')
+        if self.url is not None and self.embedded is not None:
+            raise wrong('{} has a "url" and is embedded', at="embedded", key=True)
+        return self
 
 
 class Warehouse(Part):

@@ -143,29 +143,43 @@ class Project:
         """Return a connection's URL with its variables resolved; it is a secret from now on.
 
         Raises:
-            NotFound: the environment has no such connection.
+            NotFound: the environment has no such connection, or it is embedded.
             ProjectError: a variable is not set; names it, the file and the environment.
         """
-        return self._resolve(self.connection(name).url, ("connections", name, "url"), f"connection {name}", secret=True)
+        url = self.connection(name).url
+        if url is None:
+            raise NotFound(f"connection {name} is embedded: it has no URL of its own", where=MANIFEST)
+        return self._resolve(url, ("connections", name, "url"), f"connection {name}", secret=True)
 
     def lake_path(self) -> str | None:
-        """Return where the lake is, resolved: an absolute path or a URL; None: the environment has no lake."""
+        """Return the lake's folder, resolved and absolute; None: the environment has no lake.
+
+        Raises:
+            ProjectError: a variable is not set, or the place or the engine is one that is not built yet.
+        """
         text = self.settings.lake
-        return None if text is None else self._path(self._resolve(text, ("lake",), "the lake", secret=False))
+        if text is None:
+            return None
+        if self.settings.engine == "spark":
+            raise self._not_yet(("engine",), "engine spark", "leave it out: models run on this machine")
+        resolved = self._resolve(text, ("lake",), "the lake", secret=False)
+        if "://" in resolved:
+            raise self._not_yet(("lake",), "a lake at a URL", "use a folder: lake: ./lake")
+        return self._path(resolved)
 
     def warehouse_path(self) -> str | None:
-        """Return the folder of a DuckDB warehouse, resolved and absolute; None: there is none."""
-        warehouse: Warehouse | None = self.settings.warehouse
-        if warehouse is None or warehouse.path is None:
-            return None
-        return self._path(self._resolve(warehouse.path, ("warehouse", "path"), "the warehouse", secret=False))
+        """Return the warehouse's folder, resolved and absolute; None: the environment has no warehouse.
 
-    def warehouse_url(self) -> str | None:
-        """Return the URL of a PostgreSQL warehouse, resolved; it is a secret from now on."""
+        Raises:
+            ProjectError: a variable is not set, or the warehouse is of a type that is not built yet.
+        """
         warehouse: Warehouse | None = self.settings.warehouse
-        if warehouse is None or warehouse.url is None:
+        if warehouse is None:
             return None
-        return self._resolve(warehouse.url, ("warehouse", "url"), "the warehouse", secret=True)
+        if warehouse.path is None:
+            hint = "use {type: duckdb, path: ./warehouse}"
+            raise self._not_yet(("warehouse", "type"), f"a {warehouse.type} warehouse", hint)
+        return self._path(self._resolve(warehouse.path, ("warehouse", "path"), "the warehouse", secret=False))
 
     def state_url(self) -> str | None:
         """Return where the state store is, resolved; None: the default beside the project."""
@@ -209,21 +223,21 @@ class Project:
         return next((model.text for model in self.models if model.file == file), "")
 
     def _path(self, text: str) -> str:
-        return text if "://" in text else str((self.root / Path(text).expanduser()).resolve())
+        return str((self.root / Path(text).expanduser()).resolve())
+
+    def _not_yet(self, path: tuple[str, ...], what: str, hint: str) -> ProjectError:
+        return self.problem(f"{what} is not built yet", self._place_of(path), hint=hint)
+
+    def _place_of(self, path: tuple[str, ...]) -> Place:
+        """Return where the environment in use, or the nearest one it extends, says something."""
+        document = self.documents[MANIFEST]
+        paths = (("environments", name, *path) for name in self._lineage())
+        return next((document.values[one] for one in paths if one in document.values), document.place())
 
     def _resolve(self, text: str, path: tuple[str, ...], what: str, *, secret: bool) -> str:
         def fail(cause: str, hint: str | None) -> ProjectError:
-            document = self.documents[MANIFEST]
-            place = next(
-                (
-                    document.values["environments", name, *path]
-                    for name in self._lineage()
-                    if ("environments", name, *path) in document.values
-                ),
-                document.place(),
-            )
             sentence = f"{cause}; {what} of environment {self.environment} needs it"
-            return problem(sentence, place, document.text, hint=hint)
+            return self.problem(sentence, self._place_of(path), hint=hint)
 
         return self._variables.resolve(text, fail, secret=secret)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import yaml
 
@@ -20,6 +20,7 @@ from millrace.duck.warehouse import WarehouseTarget
 from millrace.errors import NotFound
 from millrace.steps.resources import Resources
 from millrace.steps.versions import judge, pinned
+from millrace.steps.warehouse import querying
 
 
 class PageStep:
@@ -48,15 +49,15 @@ class PageStep:
         path = str(step.spec["path"])
         dashboard = yaml.safe_load((self._resources.folder / path).read_text("utf-8"))
         inputs = pinned(step, ctx)
-        if warehouse.current() is None:
+        connection = warehouse.reader()
+        if connection is None:
             raise NotFound(f"{asset} has nothing to show: the warehouse was never published", where=path)
-        with warehouse.reader() as connection:
-
-            def query(sql: str) -> list[tuple[Any, ...]]:
-                return list(connection.execute(sql).fetchall())
-
+        try:
+            query = querying(connection, path)
             sources = [self._source(warehouse, name) for name in step.inputs]
-            html = render(dashboard, query, sources, made=ctx.logical_time, where=path)
+            html = render(dashboard, lambda sql: query(sql, ()), sources, made=ctx.logical_time, where=path)
+        finally:
+            connection.close()
         base = pages.ledger(asset)
         staged = Staged(
             asset=asset,

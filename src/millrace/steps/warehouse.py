@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from millrace.core.names import AssetId
@@ -23,11 +23,11 @@ def warehouse_of(ctx: Context, step: Step) -> WarehouseTarget:
     return target
 
 
-def querying(connection: Any, where: str) -> Query:
+def querying(connection: Any, where: str) -> Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]:
     """Return a function that runs SQL with bound parameters in a DuckDB connection."""
 
     def query(sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
-        with translated(where, "running the checks"):
+        with translated(where, "asking the warehouse"):
             return list(connection.execute(sql, list(parameters)).fetchall())
 
     return query
