@@ -246,6 +246,16 @@ environments extend each other: dev → prod → dev
   7 |     connections: {shop_db: {type: postgresql, url: "${env:SHOP_DB_URL}"}}
     |                                   ^^^^^^^^^^ did you mean "postgres"?""",
     ),
+    "a connection without a url": (
+        "millrace.yaml",
+        (', url: "${env:SHOP_DB_URL}"}', "}"),
+        """\
+connection shop_db of environment dev needs a "url"
+  millrace.yaml:7:28
+  7 |     connections: {shop_db: {type: postgres}}
+    |                            ^^^^^^^^^^^^^^^^
+  url: "${env:NAME}\"""",
+    ),
     "a variable without a source": (
         "millrace.yaml",
         ("env:SHOP_DB_URL", "SHOP_DB_URL"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from millrace.core.names import AssetId, TableRef
-from millrace.errors import NewerFormat, ProjectError, UsageError
+from millrace.errors import NewerFormat, NotFound, ProjectError, UsageError
 from millrace.project import find_project, load_project
 from millrace.quality.rules import parse_checks
 
@@ -78,11 +78,35 @@ def test_environments_lie_over_each_other(write):
     assert prod.settings.engine == "spark"
     assert prod.settings.warehouse.type == "postgres"
     assert list(prod.settings.connections) == ["shop_db"]
-    assert prod.lake_path() == "s3://shop-lake"
     dev = load_project(write(), environ={})
     assert dev.lake_path() == str(dev.root / "lake")
     assert dev.warehouse_path() == str(dev.root / "warehouse")
     assert dev.state_url() is None
+
+
+def test_places_that_come_later_fail_when_they_are_opened(write):
+    prod = load_project(write(), "prod", environ={})
+    with pytest.raises(ProjectError) as error:
+        prod.lake_path()
+    assert str(error.value) == (
+        "engine spark is not built yet\n"
+        "  millrace.yaml:15:13\n"
+        "  15 |     engine: spark\n"
+        "     |             ^^^^^\n"
+        "  leave it out: models run on this machine"
+    )
+    with pytest.raises(ProjectError, match="a postgres warehouse is not built yet"):
+        prod.warehouse_path()
+    local = load_project(write({"millrace.yaml": ("engine: spark", "engine: local")}), "prod", environ={})
+    with pytest.raises(ProjectError, match="a lake at a URL is not built yet"):
+        local.lake_path()
+
+
+def test_an_embedded_connection(write):
+    project = load_project(write({"millrace.yaml": ('url: "${env:SHOP_DB_URL}"', "embedded: ./pg")}), environ={})
+    assert project.connection("shop_db").embedded == "./pg"
+    with pytest.raises(NotFound, match="connection shop_db is embedded: it has no URL"):
+        project.connection_url("shop_db")
 
 
 def test_the_choice_of_the_environment(write):
