@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help demo test test-fast check bench format clean setup needs
+.PHONY: help demo test test-fast check bench docs format clean setup needs
 
 # Interpreters come from the system: 3.11 to 3.13, as pyproject.toml says.
 export UV_PYTHON_DOWNLOADS := never
@@ -58,6 +58,9 @@ check: $(STAMP) ## format, lint, types and the layers of the house
 format: $(STAMP) ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
+
+docs: $(STAMP) ## write the reference pages that are made from the code
+	@$(BIN)/python tests/test_docs.py
 
 bench: $(STAMP) ## measure against the limits and the peers; see benchmarks/README.md
 	@benchmarks/run

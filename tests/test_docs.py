@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -120,6 +121,93 @@ def test_checks_page_is_complete() -> None:
             assert parse_checks(checks, AssetId.parse(asset))
 
 
+def test_every_key_of_a_project_is_documented() -> None:
+    """docs/reference/project-files.md names each key that the files may have, in the section of its file."""
+    from millrace.project.schemas import FILES, schemas
+
+    page = (ROOT / "docs" / "reference" / "project-files.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    heads = {"models/*/*.yaml": "models/LAYER/NAME.sql and .yaml"}
+    checks = keys(schemas()["checks"])
+    for name, schema in schemas().items():
+        if name == "checks":
+            continue
+        text = sections[heads.get(FILES[name][0], FILES[name][0])]
+        missing = {key for key in keys(schema) - checks if f"`{key}`" not in text and f"`{key}:" not in text}
+        assert not missing, f"{FILES[name][0]}: {missing}"
+
+
+def keys(schema: object) -> set[str]:
+    """Return every key that a JSON Schema knows."""
+    if isinstance(schema, list):
+        return {key for part in schema for key in keys(part)}
+    if not isinstance(schema, dict):
+        return set()
+    properties = schema.get("properties")
+    found = set(properties) if isinstance(properties, dict) else set()
+    return found | {key for part in schema.values() for key in keys(part)}
+
+
+def commands() -> dict[str, Any]:
+    """Return the commands of the command line."""
+    import typer.main
+
+    from millrace.cli import copying, demo, looking, projects  # noqa: F401 - they register their commands
+    from millrace.cli.main import app
+
+    group = typer.main.get_command(app)
+    return dict(sorted(group.commands.items()))  # type: ignore[attr-defined]
+
+
+def commands_page() -> str:
+    """Return docs/reference/commands.md as the command line describes itself."""
+    lines = [
+        "# Commands",
+        "",
+        "Made from the commands' own help by `make docs`. Exit codes: 0 done, 1 failed, 2 wrong usage or project, 130",
+        "interrupted. `NO_COLOR` switches colour off; where output is not a terminal there is none.",
+    ]
+    for name, command in commands().items():
+        usage = [f"millrace {name}"]
+        rows = []
+        for parameter in command.params:
+            if parameter.param_type_name == "argument":
+                shown = (parameter.metavar or parameter.name.upper()).strip("[]")
+                usage.append(shown if parameter.required else f"[{shown}]")
+                rows.append((f"`{shown}`", parameter.help or ""))
+            else:
+                names = ", ".join(f"`{text}`" for text in (*parameter.opts, *parameter.secondary_opts))
+                value = "" if parameter.is_flag or not parameter.metavar else f" `{parameter.metavar}`"
+                default = parameter.default
+                plain = isinstance(default, str | int | float) and not isinstance(default, bool)
+                rows.append((names + value, (parameter.help or "") + (f" Default: {default}." if plain else "")))
+        lines += ["", f"## {name}", "", " ".join((command.help or "").split()), ""]
+        lines += ["```", " ".join([*usage, "[OPTIONS]"]), "```", "", "| | |", "|---|---|"]
+        lines += [
+            f"| {left} | {' '.join(right.split())} |".replace("[bold]", "").replace("[/bold]", "")
+            for left, right in rows
+        ]
+        examples = [line.strip() for line in (command.epilog or "").splitlines() if line.strip()]
+        examples = [line for line in examples if not line.startswith("[bold]")]
+        if examples:
+            lines += ["", "```bash", *examples, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def test_commands_page_is_what_the_commands_say() -> None:
+    """docs/reference/commands.md is up to date; `make docs` writes it."""
+    page = ROOT / "docs" / "reference" / "commands.md"
+    assert page.read_text(encoding="utf-8") == commands_page(), "write it anew with: make docs"
+
+
+def test_every_command_has_an_example_and_help_for_every_option() -> None:
+    """--help of each command shows an example, and says what each option does."""
+    for name, command in commands().items():
+        assert f"millrace {name}" in (command.epilog or ""), name
+        silent = [parameter.name for parameter in command.params if not parameter.help and parameter.name != "help"]
+        assert not silent, (name, silent)
+
+
 def blocks(page: Path, language: str) -> list[str]:
     """Return a page's code of one language."""
     return [text for found, text in FENCE.findall(page.read_text(encoding="utf-8")) if found == language]
@@ -134,17 +222,9 @@ def test_yaml_examples_parse(page: Path) -> None:
 
 def test_commands_in_examples_exist() -> None:
     """Each `millrace …` line of an example names a command and options that exist, and each `make …` a target."""
-    if not (ROOT / "src" / "millrace" / "cli" / "demo.py").exists():
-        pytest.skip("the command line is not whole yet")
-    import typer.main
-
-    from millrace.cli import copying, demo, looking, projects  # noqa: F401 - they register their commands
-    from millrace.cli.main import app
-
-    group = typer.main.get_command(app)
-    commands = {
+    known = {
         name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-        for name, command in group.commands.items()  # type: ignore[attr-defined]
+        for name, command in commands().items()
     }
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     wrong = []
@@ -156,7 +236,7 @@ def test_commands_in_examples_exist() -> None:
                     wrong.append(f"{name_of(page)}: {part.strip()}")
                 if words[:1] == ["millrace"] and len(words) > 1 and not words[1].startswith("-"):
                     options = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
-                    if words[1] not in commands or not options <= commands[words[1]]:
+                    if words[1] not in known or not options <= known[words[1]]:
                         wrong.append(f"{name_of(page)}: {part.strip()}")
     assert not wrong
 
@@ -166,3 +246,7 @@ def test_makefile_help_names_every_target() -> None:
     done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("demo", "test", "test-fast", "check", "bench", "format", "clean"):
         assert re.search(rf"make {target} +\w", done.stdout), target
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "reference" / "commands.md").write_text(commands_page(), encoding="utf-8")
