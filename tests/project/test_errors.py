@@ -549,3 +549,9 @@ def test_every_error_is_one_of_ours(write):
                 load_project(root, environ={})
         (root / file).write_text(whole)
     load_project(root, environ={})
+
+
+def test_nothing_in_an_error_steers_the_terminal(write):
+    error = refused(write({"millrace.yaml": ("0 6 * * *", "0\u2028\u202e6 * *")}))
+    assert all(c.isprintable() for line in str(error).split("\n") for c in line)
+    assert str(error.where) == "millrace.yaml:17:40"

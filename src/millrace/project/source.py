@@ -34,6 +34,7 @@ MOST_ERRORS = 10  # what one look at a terminal can hold
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,300})")
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?")
 _PLAIN_TAGS = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map", "!"}
+_BREAK = re.compile(r"\r\n|[\r\n\x85\u2028\u2029]")  # where PyYAML counts a line
 _WINDOW = 96  # characters of a line that an error shows
 
 # A wrong line may hold a secret beside the wrong key, so whatever looks like one is hidden before it is shown.
@@ -98,7 +99,7 @@ def problem(what: str, place: Place, text: str, *, note: str | None = None, hint
     lines = excerpt(text, place, note)
     if not lines and note:
         hint = note if hint is None else f"{note} {hint}"
-    return ProjectError(redact(what), where=place, detail=lines, hint=hint)
+    return ProjectError(_printable(redact(what)), where=place, detail=lines, hint=hint and _printable(hint))
 
 
 def together(errors: Sequence[ProjectError]) -> ProjectError:
@@ -110,13 +111,13 @@ def together(errors: Sequence[ProjectError]) -> ProjectError:
 
 def excerpt(text: str, place: Place, note: str | None = None) -> tuple[str, ...]:
     """Return the place's line with its number, and a line of `^` under the marked characters."""
-    lines = text.splitlines()
+    lines = _BREAK.split(text)
     if not 1 <= place.line <= len(lines):
         return ()
     line, start, length = _shown(lines[place.line - 1], place.column - 1, max(1, place.length))
     number = str(place.line)
     mark = " " * _width(line[:start]) + "^" * max(1, _width(line[start : start + length]))
-    return (f"{number} | {line}", f"{' ' * len(number)} | {mark}{' ' + note if note else ''}")
+    return (f"{number} | {line}", f"{' ' * len(number)} | {mark}{' ' + _printable(note) if note else ''}")
 
 
 def _shown(line: str, start: int, length: int) -> tuple[str, int, int]:
@@ -132,7 +133,7 @@ def _shown(line: str, start: int, length: int) -> tuple[str, int, int]:
         moved_left = _moved(left, first, last, moved_left)
         moved_right = _moved(right, first, last, moved_right)
     out += line[position:]
-    out = "".join(" " if c == "\t" else c if c.isprintable() else "�" for c in out)
+    out = _printable(out)
     hidden = redact(out)
     if hidden != out:  # a known secret in another place: better no exact mark than the secret
         out, moved_left, moved_right = hidden, min(moved_left, len(hidden)), min(moved_right, len(hidden) + 1)
@@ -142,6 +143,11 @@ def _shown(line: str, start: int, length: int) -> tuple[str, int, int]:
     if len(out) > _WINDOW:
         out = out[: _WINDOW - 1] + "…"
     return out, moved_left, max(1, min(moved_right, len(out)) - moved_left)
+
+
+def _printable(text: str) -> str:
+    """Return a text that cannot steer a terminal or break a line, as long as it was."""
+    return "".join(" " if c == "\t" else c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _moved(column: int, first: int, last: int, now: int) -> int:
@@ -227,7 +233,7 @@ def found(value: object) -> str:
 def _syntax(error: yaml.MarkedYAMLError, file: str, text: str) -> ProjectError:
     """Return PyYAML's error in our words where we have better ones."""
     mark = error.problem_mark or error.context_mark
-    lines = text.splitlines() or [""]
+    lines = _BREAK.split(text)
     place = Place(file)
     if mark is not None:
         line = min(mark.line, len(lines) - 1)
