@@ -13,11 +13,11 @@ from millrace.observe.shapes import OutcomeSeen, ResultSeen, RunSeen
 Tone = Literal["good", "warned", "bad", "quiet", "plain"]
 
 KIND = 5  # copy, model, gate, page, load, dbt
-AMOUNT = 14  # 9,999,999 rows
-SECONDS = 8  # 12,345.6 s is three hours and a half: such a line may be wider
+AMOUNT = 12  # 999,999 rows; more take from the space after the label
+SECONDS = 7  # 999.9 s; a longer step's line is wider
 WORD = 9  # published
 LABEL_LEAST = 13
-NOTE_LEAST = 12  # a shorter rest of the line says nothing
+NOTE_LEAST = 18  # a shorter rest of the line says nothing
 
 ENDED = {"done": "done in", "failed": "failed after", "interrupted": "stopped after"}
 ORDER = ("published", "passed", "fresh", "failed", "interrupted", "skipped")
@@ -59,12 +59,13 @@ def header(run: RunSeen) -> str:
     return redact(" " + " · ".join(part for part in parts if part))
 
 
-def closing(result: ResultSeen, resume: str | None) -> str:
-    """Return the last line.
+def closing(result: ResultSeen, resume: str | None, width: int | None = None) -> str:
+    """Return the last line, or two where it does not fit.
 
     Args:
         result: the run.
         resume: command that takes an unfinished run up again, with `{run}` in it.
+        width: terminal cells of a line.
     """
     counts = ", ".join(
         f"{'stopped' if status == 'interrupted' else status} {result.counts[status]}"
@@ -72,9 +73,12 @@ def closing(result: ResultSeen, resume: str | None) -> str:
         if result.counts.get(status)
     )
     parts = [f"{ENDED.get(result.status, result.status)} {duration(result.seconds)}", counts]
-    if result.status != "done" and resume:
-        parts.append(f"go on with: {resume.format(run=result.run.id[:4])}")
-    return " " + " · ".join(part for part in parts if part)
+    text = " " + " · ".join(part for part in parts if part)
+    if result.status == "done" or not resume:
+        return text
+    further = f"go on with: {resume.format(run=result.run.id[:4])}"
+    wide = width is not None and len(text) + 3 + len(further) > width
+    return f"{text}\n {further}" if wide else f"{text} · {further}"
 
 
 def line(outcome: OutcomeSeen) -> Line:
@@ -128,7 +132,7 @@ def label_width(plan: Plan, width: int | None) -> int:
     longest = max([LABEL_LEAST, *(cell_len(step.label) for step in plan.steps)])
     if width is None:
         return longest
-    rest = width - (1 + KIND + 2 + 1 + AMOUNT + 1 + SECONDS + 3 + WORD + 1) - NOTE_LEAST
+    rest = width - (1 + KIND + 2 + 1 + AMOUNT + 1 + SECONDS + 2 + WORD + 1) - NOTE_LEAST
     return max(LABEL_LEAST, min(longest, rest))
 
 
@@ -141,8 +145,11 @@ def columns(line: Line, label: int) -> tuple[str, str, str]:
     """
     from rich.cells import set_cell_size
 
-    before = f" {line.kind:<{KIND}}  {set_cell_size(fit(line.label, label), label)}"
-    before += f" {line.amount:>{AMOUNT}} {line.seconds:>{SECONDS}}   "
+    room = label + 1 + max(AMOUNT - len(line.amount), 0)  # of the label and the spaces before the amount
+    if len(line.amount) > AMOUNT:
+        room = max(label + 1 + AMOUNT - len(line.amount), LABEL_LEAST)
+    before = f" {line.kind:<{KIND}}  {set_cell_size(fit(line.label, min(label, room - 1)), room)}"
+    before += f"{line.amount} {line.seconds:>{SECONDS}}  "
     return before, f"{line.word:<{WORD}}", line.note
 
 

@@ -33,7 +33,7 @@ STYLES: dict[lines.Tone, str] = {
     "quiet": "bright_black",
     "plain": "",
 }
-BAR = 16
+BAR = 10  # at 80 columns rate and time left still fit
 REFRESHES = 8  # per second; more is not seen and costs CPU that the copy needs
 
 
@@ -227,7 +227,7 @@ class RichReporter:
         self.close()
         for block in lines.error_blocks(result):
             self._print(Text.assemble("\n", ("error", "red"), block.removeprefix("error")))
-        self._print(f"\n{lines.closing(result, self._resume)}")
+        self._print(f"\n{lines.closing(result, self._resume, self._console.width)}")
 
     def close(self) -> None:
         """End the moving line."""
