@@ -148,6 +148,20 @@ def test_expressions(engine: Engine) -> None:
     assert results[1].failing is None
 
 
+def test_expressions_use_the_logical_time(engine: Engine) -> None:
+    """`$now` and `$today` are the run's; the clock is refused, since its result could not be made again."""
+    results = engine.check(
+        {"expression": ["isinf(seen) or seen <= $now", "isinf(day) or day < $today", "max(updated_at) > $now"]}
+    )
+    assert [result.passed for result in results] == [True, True, True]
+    (result,) = engine.check({"expression": ["isinf(day) or day < $today - 1"]})
+    assert result.failing == 2
+    for clock in ("now()", "current_date", "today()", "get_current_timestamp()", "$start"):
+        with pytest.raises(ProjectError, match=r"an expression of silver\.orders uses") as caught:
+            engine.check({"expression": [f"seen < {clock}"]})
+        assert "$now" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize(
     ("column", "age", "passed"),
     [

@@ -132,7 +132,7 @@ class _Runner:
         types = {str(row[0]): str(row[1]) for row in self.query(sql.describe(relation), ())}
         if not types:
             raise NotFound(f"{asset} has no columns to check", where=".".join(relation))
-        return sql.Table(asset, tuple(relation), types)
+        return sql.Table(asset, tuple(relation), types, self.now)
 
     def run(self, rules: Sequence[Rule]) -> tuple[CheckResult, ...]:
         """Return one result per rule."""

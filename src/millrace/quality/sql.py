@@ -20,6 +20,16 @@ from millrace.quality.rules import Between, Expression, InSet, NotNull, Relation
 DIALECT = "duckdb"
 SAMPLE_ROWS = 5
 _FLOATS = {"FLOAT", "DOUBLE", "REAL"}
+_CLOCK = (
+    exp.CurrentDate,
+    exp.CurrentTime,
+    exp.CurrentTimestamp,
+    exp.CurrentDatetime,
+    exp.CurrentTimestampLTZ,
+    exp.Localtime,
+    exp.Localtimestamp,
+)
+_CLOCK_NAMES = {"now", "transaction_timestamp", "get_current_timestamp", "get_current_time", "current_localtime"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +40,13 @@ class Table:
         asset: what it is, for messages.
         relation: its name in the engine, part by part: (schema, table), or just (table,).
         types: type text by column, in order, in the catalogue's spelling.
+        now: the run's logical time.
     """
 
     asset: AssetId
     relation: tuple[str, ...]
     types: Mapping[str, str]
+    now: dt.datetime
 
     def source(self, alias: str = "") -> exp.Expr:
         """Return the relation as it stands in FROM."""
@@ -156,7 +168,24 @@ def parse_expression(rule: Expression, table: Table) -> exp.Expr:
     if not list(found.find_all(exp.Query, exp.Lambda)):
         for named in found.find_all(exp.Column):
             table.column(named.name, rule.name)
-    return found
+    return found.transform(_with_time, rule, table)
+
+
+def _with_time(node: exp.Expr, rule: Expression, table: Table) -> exp.Expr:
+    """Put the run's logical time in the place of `$now` and `$today`, and refuse the clock and other parameters."""
+    if isinstance(node, exp.Placeholder):
+        moment = table.now if table.now.tzinfo else table.now.replace(tzinfo=dt.UTC)
+        moment = moment.astimezone(dt.UTC)
+        if node.name == "now":
+            return exp.cast(exp.Literal.string(moment.isoformat(sep=" ")), "TIMESTAMPTZ", dialect=DIALECT)
+        if node.name == "today":
+            return exp.cast(exp.Literal.string(moment.date().isoformat()), "DATE", dialect=DIALECT)
+    elif not isinstance(node, _CLOCK) and not (isinstance(node, exp.Anonymous) and node.name.lower() in _CLOCK_NAMES):
+        return node
+    raise ProjectError(
+        f"an expression of {table.asset} uses {text(node)}, which a check cannot: {rule.sql}",
+        hint="write $now (timestamp) or $today (date): the run's logical time",
+    )
 
 
 def is_aggregate(expression: exp.Expr) -> bool:
