@@ -246,8 +246,10 @@ class PostgresReader:
         """
         found = source[column]
         value = None
+        # ORDER BY takes an output column of that name first: the text must not be called like the column
+        text = sql.SQL("{} as {}").format(text_form(found), sql.Identifier("b" if column == "a" else "a"))
         query = sql.SQL("{} order by {} desc limit 1").format(
-            source.select([text_form(found)], sql.SQL("{} is not null").format(found.identifier)), ordered(found)
+            source.select([text], sql.SQL("{} is not null").format(found.identifier)), ordered(found)
         )
         try:
             with translated(self.database.label, f"read the cursor of {source.label}", connection=snap.connection):
