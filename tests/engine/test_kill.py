@@ -173,9 +173,10 @@ def test_a_signal_ends_a_wait_between_attempts(shop: Shop) -> None:
     assert answer["steps"][0]["status"] == "interrupted"
 
 
-def test_a_second_signal_ends_at_once(shop: Shop) -> None:
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_second_signal_ends_at_once(shop: Shop, jobs: int) -> None:
     shop.failing(0, "sleep", times=1)
-    child = start(shop, run_id="aaaa1111")
+    child = start(shop, run_id="aaaa1111", jobs=jobs)
     deadline = time.monotonic() + 20
     while not (shop.root / "count0").exists():
         assert time.monotonic() < deadline

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 from filetarget import CopyLines, Shop
 
 from millrace.core.names import AssetId
+from millrace.engine.session import RunOptions
 from millrace.errors import CommitUnknown, MillraceError, NotFound, PositionRegressed, SeqMoved, UsageError
 
 ALL = {
@@ -317,3 +319,28 @@ def test_an_unknown_kind_or_target_is_one_clear_error(shop: Shop) -> None:
     engine = shop.engine()
     engine.kinds = {}
     assert isinstance(engine.run(shop.plan).errors[0], MillraceError)
+
+
+def test_independent_steps_run_at_once_with_jobs(shop: Shop) -> None:
+    meet = threading.Barrier(2, timeout=20)
+    shop.steps += [shop.gate("silver.orders", ["silver.orders"])]
+    engine = shop.engine()
+
+    class Meeting(CopyLines):
+        def stage(self, step, ctx):
+            meet.wait()  # both copies must be here at once
+            return super().stage(step, ctx)
+
+    engine.kinds = {**engine.kinds, "copy": Meeting()}
+    result = engine.run(shop.plan, options=RunOptions(jobs=2))
+    assert statuses(result) == ["published"] * 3 + ["passed"]
+    assert shop.state() == ALL
+    shop.orders.write_text("x\n")
+    shop.failing(0, "ContractBroken")
+    assert statuses(shop.run(jobs=2)) == ["failed", "fresh", "skipped", "skipped"]
+
+
+def test_jobs_leave_groups_whole(shop: Shop) -> None:
+    shop.together()
+    shop.steps.append(shop.model("gold.orders", ["silver.orders"]))
+    assert statuses(shop.run(jobs=2)) == ["published"] * 3 + ["passed", "published"]

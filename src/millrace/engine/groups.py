@@ -87,9 +87,12 @@ class GroupRun:
             raise busy from caught
 
     def _begin(self, step: Step) -> Work:
+        self.session.journal.note_started(self.session.run.id, step.key)
+        return self._add(step)
+
+    def _add(self, step: Step) -> Work:
         work = Work(self.session, step)
         self.works.append(work)
-        self.session.journal.note_started(self.session.run.id, step.key)
         return work
 
     def _fail(self, caught: BaseException) -> None:
@@ -111,7 +114,7 @@ class GroupRun:
         status: Status = "interrupted" if isinstance(error, Interrupted) else "failed"
         reason = f"not published: {failing.step.label} {'was interrupted' if status == 'interrupted' else 'failed'}"
         begun = {work.step.key for work in self.works}
-        unfinished += [self._begin(step) for step in self.steps if step.key not in begun]
+        unfinished += [self._add(step) for step in self.steps if step.key not in begun]
         for work in unfinished:
             if work is failing:
                 self.doors.end(work, status, error.what, error)

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from millrace.core.names import AssetId, new_run_id
-from millrace.core.plan import Plan, Step
+from millrace.core.plan import Plan
 from millrace.core.ports import StepKind, Target
 from millrace.engine.collect import Collector
-from millrace.engine.groups import GroupRun, groups_of, skip
 from millrace.engine.leases import Leases, host
 from millrace.engine.phases import PHASES, PhaseRun, run_status
 from millrace.engine.records import Observer, RunInfo, RunResult, RunRow, RunStatus, StepOutcome, now
 from millrace.engine.retry import Retries
+from millrace.engine.schedule import Schedule
 from millrace.engine.session import RunOptions, Session
 from millrace.engine.stop import Stop
 from millrace.errors import UsageError, did_you_mean
@@ -232,7 +232,7 @@ class Engine:
         first.bury()
         dropped = first.collect()
         dead = any(step.run != session.run.id for step in self.journal.open_steps())
-        outcomes = _Schedule(session).run()
+        outcomes = Schedule(session).run()
         if session.dirty or dead or dropped:
             finished = {outcome.key for outcome in outcomes if outcome.status in ("published", "fresh", "passed")}
             Collector(session, finished, last=True).collect()
@@ -240,50 +240,3 @@ class Engine:
         if "interrupted" in statuses or (session.stop() and "skipped" in statuses):
             return outcomes, "interrupted"
         return outcomes, "failed" if statuses & {"failed", "skipped"} else "done"
-
-
-class _Schedule:
-    """Which group runs when, and what failures take with them."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._causes: dict[str, str] = {}  # key of a step that did not end well → the label of what failed first
-        self._outcomes: dict[str, StepOutcome] = {}
-
-    def run(self) -> list[StepOutcome]:
-        """Run all groups; returns the outcomes in the plan's order."""
-        for steps in groups_of(self._session):
-            reason = self._reason(steps)
-            done = skip(self._session, steps, reason) if reason else GroupRun(self._session, steps).run()
-            self._note(steps, done)
-        return [self._outcomes[step.key] for step in self._session.plan.steps]
-
-    def _reason(self, steps: Sequence[Step]) -> str:
-        """Return why a group cannot run, or nothing."""
-        if self._session.stop():
-            return "the run was interrupted"
-        for step in steps:
-            for needed in self._needs(step):
-                if needed in self._causes:
-                    cause = self._causes[needed]
-                    self._causes.update({other.key: cause for other in steps})
-                    return cause
-        if self._session.options.fail_fast and self._causes:
-            return f"stopped at the first failure: {next(iter(self._causes.values()))}"
-        return ""
-
-    def _needs(self, step: Step) -> list[str]:
-        makers = [
-            other.key
-            for other in self._session.plan.steps
-            if other.key != step.key and set(other.assets).intersection(step.inputs)
-        ]
-        return [*makers, *step.after]
-
-    def _note(self, steps: Sequence[Step], outcomes: Sequence[StepOutcome]) -> None:
-        bad = next((outcome for outcome in outcomes if outcome.status in ("failed", "interrupted")), None)
-        for step, outcome in zip(steps, outcomes, strict=True):
-            self._outcomes[step.key] = outcome
-            if bad is not None and outcome.status in ("failed", "interrupted", "skipped"):
-                word = "failed" if bad.status == "failed" else "was interrupted"
-                self._causes[step.key] = f"{bad.label} {word}"
