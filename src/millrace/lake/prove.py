@@ -122,8 +122,12 @@ def _prove_upsert(folder: Folder, staged: Staged, files: Sequence[Mapping[str, A
     wanted = old - change["before"] + change["after"]
     if new != wanted:
         raise _differs(staged, f"wanted: {wanted}", f"files: {new}")
+    changed, same = Digest.from_json(detail["changes"]), Digest.from_json(detail["unchanged"])
+    coming = Digest(rows["after"], change["after"].total, staged.schema.shape)
+    if changed != coming + same:
+        raise _differs(staged, f"changes: {changed}", f"files: {coming} changed, {same} as they were")
     level: Level = "none"
     if staged.expected:
-        _compare(staged, Digest.from_json(detail["changes"]))
+        _compare(staged, changed)
         level = "applied"
     return Proof(staged.asset, staged.load, level, change["after"] - change["before"])

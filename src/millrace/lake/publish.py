@@ -9,6 +9,7 @@ from typing import Any
 
 from millrace.core.digest import Digest
 from millrace.core.events import reach
+from millrace.core.names import AssetId
 from millrace.core.staged import Counts, LedgerEntry, Level, Proof, Staged, entry_for
 from millrace.errors import GuardRefused, ProofFailed, SeqMoved, TransientFailure
 from millrace.lake import ledger, log
@@ -84,7 +85,8 @@ def _try(folder: Folder, staged: Staged, proof: Proof, expect: int, exclusive: b
     snapshot = log.open_table(folder)
     previous = ledger.current(folder, snapshot, staged.asset)
     check_seq(staged, previous, expect)
-    check_foreign(folder, staged, snapshot, previous)
+    if not staged.detail.get("replace"):
+        check_foreign(folder, staged.asset, snapshot, previous)
     _check_stage(folder, staged)
     plan = _plan(staged, proof, snapshot, previous)
     if plan.recreate and not exclusive:
@@ -121,18 +123,18 @@ def check_seq(staged: Staged, previous: Manifest | None, expect: int) -> None:
     )
 
 
-def check_foreign(folder: Folder, staged: Staged, snapshot: log.Snapshot | None, previous: Manifest | None) -> None:
+def check_foreign(folder: Folder, asset: AssetId, snapshot: log.Snapshot | None, previous: Manifest | None) -> None:
     """Refuse to build upon rows that something else wrote.
 
     Raises:
         GuardRefused: the table has no ledger and is not empty, or was written to since the last load.
     """
-    if snapshot is None or staged.detail.get("replace"):
+    if snapshot is None:
         return
     if previous is None:
         if snapshot.files():
             raise GuardRefused(
-                f"{staged.asset} holds data that Millrace did not write",
+                f"{asset} holds data that Millrace did not write",
                 where=str(folder.path),
                 hint="to replace it: --replace",
             )
@@ -146,7 +148,7 @@ def check_foreign(folder: Folder, staged: Staged, snapshot: log.Snapshot | None,
     if last is not None and last.files() == snapshot.files():  # it was restored
         return
     raise GuardRefused(
-        f"{staged.asset} was written to by something other than Millrace",
+        f"{asset} was written to by something other than Millrace",
         where=str(folder.path),
         detail=changes[:5],
         hint=f"restore version {previous.version} of the Delta table, or replace it whole: --replace",

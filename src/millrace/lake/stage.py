@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as changed
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,6 +208,10 @@ class LakeStage:
             sync_file(path)
         return {**file, "name": path.name}
 
+    def left(self) -> list[SegmentId]:
+        """Return the segments of an earlier attempt of the same load that nobody has confirmed yet."""
+        return sorted(self._left)
+
     def drop(self, segments: Iterable[SegmentId]) -> None:
         """Remove segments that no longer agree with the source."""
         with self._guard, disk(self._folder.path, f"staging {self.request.asset}"):
@@ -242,7 +247,17 @@ class LakeStage:
             ContractBroken: the rows do not fit the schema.
             StepFailed: the disk is full.
         """
+        return self.write_batches(segment, data, expected)
+
+    def write_batches(self, segment: Segment, data: Iterable[pa.RecordBatch], expected: Digest | None = None) -> int:
+        """Write a segment from any batches; see `write`. Columns of the lake's own that they have are kept."""
         return self._record(segment, self._write_files(data), expected)
+
+    def add_images(self, images: Mapping[str, str]) -> None:
+        """Record the files of before- and after-images."""
+        with self._guard, disk(self._folder.path, f"staging {self.request.asset}"):
+            self._images = dict(images)
+            self._save()
 
     def _write_files(self, data: Iterable[pa.RecordBatch]) -> list[Path]:
         """Write rows to new files of at most FILE_ROWS rows; on an error none is left."""
@@ -327,6 +342,7 @@ class LakeStage:
         expected: Mapping[SegmentId, Digest] | None = None,
         *,
         detail: Mapping[str, Any] | None = None,
+        rows: int | None = None,
     ) -> Staged:
         """End the stage: no more writes.
 
@@ -336,13 +352,16 @@ class LakeStage:
             position: what the source position is after the publish.
             expected: digest per segment from the source; by default those that were written with the segments.
             detail: facts of the caller, kept in `Staged.detail`.
+            rows: rows to report; by default those of the files.
         """
         if self._closed:
             raise ContractBroken(f"the stage of {self.request.asset} is closed already")
         known = {name: digest for name, digest in self._segments.items() if digest is not None}
         with self._guard, disk(self._folder.path, f"closing the stage of {self.request.asset}"):
             self._forget(list(self._left))
-            staged = self._staged(position, dict(expected) if expected else known, detail or {})
+            staged = self._staged(position, dict(expected) if expected is not None else known, detail or {})
+            if rows is not None:
+                staged = changed(staged, rows=rows)
             self._save(staged)
             self._closed = True
         reach("lake.stage.closed")

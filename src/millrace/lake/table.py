@@ -269,6 +269,15 @@ def _plain(value: Any) -> Any:
     return None
 
 
+def file_batches(files: Iterable[str], schema: Schema) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of some Parquet files with a schema's columns."""
+    import pyarrow.parquet as pq
+
+    for path in files:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            yield from file.iter_batches(columns=list(schema.names))
+
+
 def microseconds(moment: dt.datetime) -> int:
     """Return an instant as microseconds since 1970, UTC."""
     return (moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(microseconds=1)

@@ -9,21 +9,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace as changed
 from pathlib import Path
+from typing import Any
 
+from millrace.core.digest import Digest
 from millrace.core.events import reach
 from millrace.core.names import AssetId
 from millrace.core.ports import StageRequest
+from millrace.core.position import Position
 from millrace.core.schema import Schema
+from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import LedgerEntry, Proof, Staged
-from millrace.errors import GuardRefused, NotFound, UsageError
+from millrace.errors import ContractBroken, GuardRefused, NotFound, UsageError
 from millrace.lake import gc, ledger, log
+from millrace.lake.changes import Change, change_of
 from millrace.lake.layout import PRIVATE, Folder
 from millrace.lake.ledger import Manifest
 from millrace.lake.prove import prove
-from millrace.lake.publish import publish
+from millrace.lake.publish import check_foreign, publish
+from millrace.lake.sql import SqlEngine
 from millrace.lake.stage import LakeStage, read_descriptor
-from millrace.lake.table import require
+from millrace.lake.table import arrow_schema, file_batches, require
+from millrace.lake.upsert import Upsert, check_base, check_keys, fitting
 
 
 class LakeTarget:
@@ -69,14 +77,18 @@ class LakeTarget:
     def files(self, asset: AssetId, seq: int | None = None) -> list[str]:
         """Return the absolute paths of an asset's data files as of a seq or its last load.
 
-        They are those of one Delta version: what others have written since is not among them.
+        What others have written since the last load is not among them; when they only moved its rows into other
+        files (optimize), it is those.
 
         Raises:
             NotFound: there is no such load, or it is not kept any more.
         """
         manifest = self._manifest(asset, seq)
         folder = self.folder(asset)
-        snapshot = log.open_table(folder, manifest.version)
+        snapshot = log.open_table(folder)
+        same = snapshot is not None and (snapshot.seq, snapshot.load) == (manifest.entry.seq, manifest.entry.load)
+        if snapshot is None or not same or log.foreign_commits(folder, manifest.version, snapshot.version):
+            snapshot = log.open_table(folder, manifest.version)
         if snapshot is None or (snapshot.seq, snapshot.load) != (manifest.entry.seq, manifest.entry.load):
             raise NotFound(
                 f"load {manifest.entry.seq} of {asset} is not what its manifest says",
@@ -129,6 +141,81 @@ class LakeTarget:
                     hint="to replace it: --replace",
                 )
         return LakeStage(folder, self.name, self._place(folder), request, replace)
+
+    def upsert(
+        self,
+        request: StageRequest,
+        changes: Sequence[Path | str],
+        schema: Schema,
+        sql: SqlEngine,
+        *,
+        position: Position,
+        expected: Mapping[SegmentId, Digest] | None = None,
+        deletes: Sequence[Path | str] = (),
+        detail: Mapping[str, Any] | None = None,
+    ) -> Staged:
+        """Stage an upsert: the files that a real change touches are rewritten, the others stay.
+
+        Args:
+            request: its `how` does not matter; upon base 0 the changes become the table.
+            changes: Parquet files with the asset's columns, in the Arrow types of `lake.table.arrow_schema`; one row
+                a key. Columns of the lake's own are ignored.
+            schema: columns and key of the asset; as in the request.
+            sql: a DuckDB connection, or what speaks its SQL.
+            position: what the source position is after the publish.
+            expected: digests of the changes in the source.
+            deletes: Parquet files with at least the key columns: rows to delete.
+            detail: facts of the caller, kept in `Staged.detail`.
+
+        Raises:
+            KeyInvalid: no key, a null in one, or the same key twice.
+            ContractBroken: the columns are not those of the table.
+            SeqMoved: the table is not at the request's base.
+            GuardRefused: something else than Millrace wrote into the table.
+        """
+        request = changed(request, schema=schema, how="upsert")
+        folder, asset = self.folder(request.asset), str(request.asset)
+        files = fitting([str(path) for path in changes], arrow_schema(schema), schema.names, asset)
+        keys = fitting([str(path) for path in deletes], arrow_schema(schema), schema.key, asset)
+        snapshot = log.open_table(folder)
+        manifest = ledger.current(folder, snapshot, request.asset)
+        check_base(manifest.entry.seq if manifest else 0, request.base, asset)
+        stage = self.open_stage(request)
+        stage.drop(stage.left())
+        if snapshot is None or manifest is None:
+            check_keys(sql, files, schema.key, asset)
+            stage.write_batches(Segment.whole(), file_batches(files, schema))
+            return stage.close(position, expected or {}, detail=detail)
+        if not snapshot.same_columns(stage.schema):
+            raise ContractBroken(
+                f"the columns of {asset} are not those of its changes", hint="load it anew: --full-refresh"
+            )
+        check_foreign(folder, request.asset, snapshot, manifest)
+        return Upsert(folder, stage, snapshot, files, keys, sql).run(position, expected or {}, detail or {})
+
+    def changes(self, asset: AssetId, since: int) -> list[Change] | None:
+        """Return what the loads after a seq changed, oldest first.
+
+        Returns:
+            One entry a load; None when a load replaced everything, or is not kept any more: then everything may
+            have changed. Loads that only moved the position have no files.
+
+        Raises:
+            NotFound: the asset was never published.
+        """
+        folder = self.folder(asset)
+        found: list[Change] = []
+        seq = self._manifest(asset, None).entry.seq
+        for manifest in ledger.chain(folder, log.open_table(folder), asset):
+            seq = manifest.entry.seq
+            if seq <= since:
+                break
+            change = change_of(folder, manifest)
+            if change is None:
+                return None
+            found.append(change)
+            seq -= 1
+        return found[::-1] if seq == since else None
 
     def _place(self, folder: Folder) -> str:
         return str(folder.path.relative_to(self.root))
