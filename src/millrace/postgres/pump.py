@@ -1,0 +1,222 @@
+"""The pump: bytes of one COPY TO go into one COPY FROM on another server; no row becomes a Python object.
+
+Both connections are driven through `psycopg.pq` without blocking: libpq's blocking calls hold the GIL while they wait,
+and the pumps of other threads would wait with them. Memory is one block, whatever the table's size (a single row
+larger than a block is held whole).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+from collections.abc import Callable, Sequence
+
+import psycopg
+from psycopg import pq, sql
+from psycopg.errors import error_from_result
+
+from millrace.core.ports import Progress
+from millrace.errors import Interrupted, MillraceError, ProofFailed
+from millrace.postgres.session import Connection, translate
+
+BLOCK = 1 << 16  # bytes per put_copy_data: below it calls cost, above it only memory grows
+WAKE_MS = 500  # a pump that waits looks this often whether it should stop
+CANCEL_SECONDS = 5.0
+
+Stopping = Callable[[], bool]
+
+
+def never() -> bool:
+    """The answer when nobody can stop a pump."""
+    return False
+
+
+def copy_out(query: sql.Composable, *, binary: bool) -> sql.Composed:
+    """Return the COPY TO statement of a query, in the binary or the text format."""
+    return sql.SQL("copy ({}) to stdout (format {})").format(query, sql.SQL("binary" if binary else "text"))
+
+
+def copy_in(table: sql.Composable, columns: Sequence[sql.Composable], *, binary: bool) -> sql.Composed:
+    """Return the COPY FROM statement into a table's columns."""
+    return sql.SQL("copy {} ({}) from stdin (format {})").format(
+        table, sql.SQL(", ").join(columns), sql.SQL("binary" if binary else "text")
+    )
+
+
+def relay(
+    source: Connection,
+    query: sql.Composable,
+    target: Connection,
+    into: sql.Composable,
+    *,
+    labels: tuple[str, str] = ("the source", "the target"),
+    progress: Progress | None = None,
+    stopping: Stopping = never,
+) -> int:
+    """Run one COPY TO and feed its bytes into one COPY FROM.
+
+    Neither side's transaction is begun or ended here. After an error both sides' statements are cancelled and the
+    connections are closed: whatever transaction was open is rolled back by its server.
+
+    Args:
+        source, query: where the rows come from: a `copy … to stdout`.
+        target, into: where they go: a `copy … from stdin` of the same columns and format.
+        labels: what messages call source and target.
+        progress: called with (rows, bytes) of each block.
+        stopping: asked between blocks.
+
+    Returns:
+        The number of rows, in which both servers agree.
+
+    Raises:
+        Interrupted: `stopping` said so.
+        MillraceError: either server's error, translated.
+        ProofFailed: the servers counted differently.
+    """
+    pump = _Pump(source.pgconn, target.pgconn, progress, stopping)
+    try:
+        try:
+            pump.begin(query.as_string(source).encode(), into.as_string(target).encode())
+            pump.run()
+            read, written = pump.end()
+        except _TargetError as error:
+            raise _translated(error.cause, labels[1], "write the stage") from error.cause
+        except psycopg.Error as error:
+            raise _translated(error, labels[0], "read the source") from error
+    except BaseException as error:
+        pump.abort(source, target, str(error))
+        raise
+    if read != written:
+        raise ProofFailed(f"{labels[0]} sent {read:,} rows and {labels[1]} took {written:,}", where=labels[1])
+    return read
+
+
+class _TargetError(Exception):
+    """Wraps the target's error, so that it is told from the source's."""
+
+    def __init__(self, cause: psycopg.Error) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def _translated(error: psycopg.Error, where: str, doing: str) -> MillraceError:
+    return translate(error, where=where, doing=doing)
+
+
+class _Pump:
+    """One COPY to COPY."""
+
+    def __init__(
+        self, source: pq.abc.PGconn, target: pq.abc.PGconn, progress: Progress | None, stopping: Stopping
+    ) -> None:
+        self.source = source
+        self.target = target
+        self.progress = progress
+        self.stopping = stopping
+        self.input = select.poll()
+        self.output = select.poll()
+
+    def begin(self, query: bytes, into: bytes) -> None:
+        """Start both statements."""
+        result = self.source.exec_(query)
+        if result.status != pq.ExecStatus.COPY_OUT:
+            raise error_from_result(result)
+        try:
+            result = self.target.exec_(into)
+        except psycopg.Error as error:
+            raise _TargetError(error) from error
+        if result.status != pq.ExecStatus.COPY_IN:
+            raise _TargetError(error_from_result(result))
+        self.target.nonblocking = 1
+        self.input.register(self.source.socket, select.POLLIN)
+        self.output.register(self.target.socket, select.POLLOUT | select.POLLIN)
+
+    def run(self) -> None:
+        """Move everything."""
+        get = self.source.get_copy_data
+        rows: list[bytes | memoryview] = []
+        size = 0
+        while True:
+            length, data = get(1)
+            if length > 0:
+                rows.append(data)
+                size += length
+                if size < BLOCK:
+                    continue
+            elif length == 0:
+                self._check()
+                if not rows and self.input.poll(WAKE_MS):
+                    self.source.consume_input()
+                    continue
+                if not rows:
+                    continue
+            else:
+                break
+            self._put(rows, size)
+            rows, size = [], 0
+        if rows:
+            self._put(rows, size)
+
+    def _put(self, rows: list[bytes | memoryview], size: int) -> None:
+        self._check()
+        try:
+            self.target.put_copy_data(b"".join(rows))
+            self._flush()
+        except psycopg.Error as error:
+            raise _TargetError(error) from error
+        if self.progress is not None:
+            self.progress(len(rows), size)
+
+    def _check(self) -> None:
+        if self.stopping():
+            raise Interrupted("stopped while copying")
+
+    def _flush(self) -> None:
+        """Send what libpq holds; the server's notices are read meanwhile, or it could wait for us for ever."""
+        while self.target.flush():
+            for _, event in self.output.poll(WAKE_MS):
+                if event & (select.POLLIN | select.POLLHUP | select.POLLERR):
+                    self.target.consume_input()
+            self._check()
+
+    def end(self) -> tuple[int, int]:
+        """End both statements; return the rows that each side counted."""
+        read = _rows(_results(self.source, self.input, self._check))
+        try:
+            self.target.put_copy_end()
+            self._flush()
+            self.output.modify(self.target.socket, select.POLLIN)
+            written = _rows(_results(self.target, self.output, self._check))
+            self.target.nonblocking = 0
+        except psycopg.Error as error:
+            raise _TargetError(error) from error
+        return read, written
+
+    def abort(self, source: Connection, target: Connection, reason: str) -> None:
+        """Cancel both sides and close their connections."""
+        for connection in (source, target):
+            if connection.pgconn.status == pq.ConnStatus.OK:
+                with contextlib.suppress(Exception):
+                    connection.cancel_safe(timeout=CANCEL_SECONDS)
+            with contextlib.suppress(Exception):
+                connection.close()
+
+
+def _results(connection: pq.abc.PGconn, poll: select.poll, check: Callable[[], None]) -> list[pq.abc.PGresult]:
+    """Return the results of a statement that was sent, waiting without the GIL."""
+    results: list[pq.abc.PGresult] = []
+    while True:
+        while connection.is_busy():
+            if poll.poll(WAKE_MS):
+                connection.consume_input()
+            check()
+        result = connection.get_result()
+        if result is None:
+            return results
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise error_from_result(result)
+        results.append(result)
+
+
+def _rows(results: Sequence[pq.abc.PGresult]) -> int:
+    return sum(result.command_tuples or 0 for result in results)
