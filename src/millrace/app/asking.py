@@ -90,7 +90,7 @@ def _show(connection: duckdb.DuckDBPyConnection, runtime: Runtime, project: Proj
 
 
 def _show_lake(connection: duckdb.DuckDBPyConnection, runtime: Runtime, asset: AssetId) -> None:
-    from millrace.duck.relations import show_files
+    from millrace.duck import inputs
     from millrace.lake.target import LakeTarget
 
     lake = runtime.target("lake")
@@ -98,11 +98,11 @@ def _show_lake(connection: duckdb.DuckDBPyConnection, runtime: Runtime, asset: A
     entry = lake.ledger(asset)
     if entry is None:
         raise NotFound(f"{asset} was never published", hint="see what there is: millrace status")
-    show_files(connection, asset, lake.files(asset, entry.seq), lake.schema(asset, entry.seq), own=True)
+    inputs.attach(connection, asset, lake.files(asset, entry.seq), lake.schema(asset, entry.seq))
 
 
 def _attach(connection: duckdb.DuckDBPyConnection, runtime: Runtime, asset: AssetId) -> None:
-    from millrace.duck.relations import attach
+    from millrace.duck.relations import attach_file
     from millrace.duck.warehouse import WarehouseTarget
 
     warehouse = runtime.target("warehouse")
@@ -110,4 +110,4 @@ def _attach(connection: duckdb.DuckDBPyConnection, runtime: Runtime, asset: Asse
     file = warehouse.current()
     if file is None:
         raise NotFound(f"{asset} was never published: the warehouse is empty", hint="make it: millrace run")
-    attach(connection, file)
+    attach_file(connection, file)

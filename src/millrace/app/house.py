@@ -46,6 +46,26 @@ class QueryResult:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A table of the warehouse, as the planner names it."""
+
+    schema: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DbtRelations:
+    """What a dbt project makes and reads, as the planner asks for it."""
+
+    models: tuple[Relation, ...]
+    sources: tuple[Relation, ...]
+
+
+def _relations(assets: Sequence[AssetId]) -> tuple[Relation, ...]:
+    return tuple(Relation(asset.layer, asset.name) for asset in assets)
+
+
 class House:
     """A project in one environment.
 
@@ -128,7 +148,10 @@ class House:
         from millrace.transform.dbt import graph
         from millrace.transform.sql_model import parse_model
 
-        dbt = graph(self.project.root / self.project.dbt, self.state / "cache") if self.project.dbt else None
+        dbt = None
+        if self.project.dbt:
+            found = graph(self.project.root / self.project.dbt, self.state / "cache")
+            dbt = DbtRelations(_relations(found.assets), _relations(found.inputs))
         plan = build_plan(
             self.project,
             dbt,

@@ -41,9 +41,7 @@ def error(problem: MillraceError, *, json_wanted: bool = False) -> None:
     if json_wanted:
         sys.stderr.write(redact(json.dumps({"error": problem.to_json()}, ensure_ascii=False)) + "\n")
         return
-    others: Sequence[MillraceError] = getattr(problem, "others", ())
-    for item in (problem, *others):
-        sys.stderr.write(f"{painted('error:', 'red', sys.stderr)} {redact(str(item))}\n")
+    sys.stderr.write(f"{painted('error:', 'red', sys.stderr)} {redact(str(problem))}\n")
 
 
 def table(rows: Sequence[Sequence[Any]], heads: Sequence[str], numeric: Sequence[bool] = ()) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from millrace.core.digest import Digest
@@ -22,18 +23,21 @@ from millrace.core.schema import Schema
 from millrace.core.segment import Segment
 from millrace.core.staged import LedgerEntry, Proof, Staged
 from millrace.duck import engine
-from millrace.duck.relations import show_files
+from millrace.duck import inputs as views
+from millrace.duck.engine import Fragment
 from millrace.errors import KeyInvalid, NotFound
 from millrace.lake.target import LakeTarget
 from millrace.steps.resources import Resources
 from millrace.steps.versions import judge, pinned
 from millrace.steps.warehouse import enforce_checks, querying
-from millrace.transform.sql_model import SqlModel, parse_model
+from millrace.transform.sql_model import KeyFilter, SqlModel, parse_model, restrict
 from millrace.transform.sql_run import ModelResult, run_model
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
+
+KEYS = "millrace_changed_keys"
 
 
 @dataclass(frozen=True)
@@ -101,19 +105,12 @@ class ModelStep:
         try:
             for asset in step.inputs:
                 seq = inputs[str(asset)]
-                show_files(connection, asset, lake.files(asset, seq), lake.schema(asset, seq))
+                views.attach(connection, asset, lake.files(asset, seq), lake.schema(asset, seq))
             work = _Work(step, ctx, lake, model, connection, inputs, lake.ledger(step.assets[0]))
-            return (self._stage_whole(work),)
+            filters = _changed_keys(work)
+            return (_stage_whole(work) if filters is None else _stage_changes(work, filters),)
         finally:
             connection.close()
-
-    def _stage_whole(self, work: _Work) -> Staged:
-        result = run_model(work.connection, work.model, parameters(work.ctx.logical_time), key=work.key)
-        stage = work.lake.open_stage(work.request(result.schema, "replace" if work.entry else "create"))
-        stage.drop(stage.done())  # a model's rows are not read from a source that could be compared with what is left
-        counted = Counting(result, work.ctx)
-        stage.write(Segment.whole(), counted.reader())
-        return stage.close(Versions(work.inputs), {Segment.whole().id: counted.digest})
 
     def prove(self, step: Step, staged: Sequence[Staged], ctx: Context) -> tuple[Proof, ...]:
         """Read the files back, compare digests, then the key and the checks on what the asset would be."""
@@ -124,7 +121,7 @@ class ModelStep:
         if step.spec["checks"] or one.schema.key:
             connection = engine.connect(memory_limit=self._resources.memory_limit, threads=self._resources.threads)
             try:
-                show_files(connection, one.asset, lake.staged_files(one), one.schema)
+                views.attach(connection, one.asset, lake.staged_files(one), one.schema)
                 self._check_key(connection, one, step)
                 entry = lake.ledger(one.asset)
                 checks = enforce_checks(
@@ -163,6 +160,115 @@ def _lake(step: Step, ctx: Context) -> LakeTarget:
     target = ctx.target(step.target)
     assert isinstance(target, LakeTarget)  # noqa: S101 - the planner names it
     return target
+
+
+def _stage_whole(work: _Work) -> Staged:
+    result = run_model(work.connection, work.model, parameters(work.ctx.logical_time), key=work.key)
+    if work.step.spec["kind"] == "upsert" and work.entry is not None and _same_columns(work, result.schema):
+        return _stage_differences(work, result)
+    stage = work.lake.open_stage(work.request(result.schema, "replace" if work.entry else "create"))
+    stage.drop(stage.done())  # a model's rows are not read from a source that could be compared with what is left
+    counted = Counting(result, work.ctx)
+    stage.write(Segment.whole(), counted.reader())
+    return stage.close(Versions(work.inputs), {Segment.whole().id: counted.digest})
+
+
+def _same_columns(work: _Work, schema: Schema) -> bool:
+    return work.lake.schema(work.asset).to_json() == schema.to_json()
+
+
+def _changed_keys(work: _Work) -> dict[AssetId, KeyFilter] | None:
+    """Return for each input with the key a filter on the keys that changed; None when the whole SELECT must run."""
+    step, entry = work.step, work.entry
+    if step.spec["kind"] != "upsert" or entry is None or entry.code != step.code or step.spec.get("full_refresh"):
+        return None
+    if step.dated and entry.date != work.ctx.logical_time[:10]:
+        return None
+    keyed, files = [], []
+    for asset in step.inputs:
+        has_key = set(work.key) <= set(work.lake.schema(asset).names)
+        if has_key:
+            keyed.append(asset)
+        since = entry.inputs.get(str(asset))
+        if since == work.inputs[str(asset)]:
+            continue
+        changes = work.lake.changes(asset, since) if has_key and since is not None else None
+        if changes is None:
+            return None
+        files += [file for change in changes for file in (*change.before, *change.after)]
+    if not files:
+        return None
+    table = views.keys(work.connection, KEYS, files, work.key)
+    return {asset: KeyFilter(table, work.key) for asset in keyed}
+
+
+def _stage_changes(work: _Work, filters: dict[AssetId, KeyFilter]) -> Staged:
+    """Compute the changed keys' rows; a changed key that gives no row is deleted."""
+    sql = restrict(work.model, filters)
+    result = run_model(work.connection, work.model, parameters(work.ctx.logical_time), sql=sql, key=work.key)
+    if not _same_columns(work, result.schema):
+        return _stage_whole(work)
+    return _upsert(work, result, Fragment(next(iter(filters.values())).relation))
+
+
+def _stage_differences(work: _Work, result: ModelResult) -> Staged:
+    """Compute everything and upsert what differs: rows that are not given any more are deleted."""
+    old = work.lake.files(work.asset, work.entry.seq if work.entry else None)
+    return _upsert(work, result, views.keys(work.connection, KEYS, old, work.key) if old else None)
+
+
+def _upsert(work: _Work, result: ModelResult, keys: Fragment | None) -> Staged:
+    """Stage an upsert of the result; the rows of `keys` that the result lacks are deleted.
+
+    Args:
+        work: the staging.
+        result: rows to insert or update.
+        keys: name of a relation of keys that are settled by the result, or None.
+    """
+    import pyarrow.parquet as pq
+
+    from millrace.lake.table import arrow_schema, conform
+
+    folder = work.ctx.scratch()
+    changes, deletes = folder / "changes.parquet", folder / "deletes.parquet"
+    counted = Counting(result, work.ctx)
+    schema = arrow_schema(result.schema)
+    with pq.ParquetWriter(changes, schema) as writer:
+        for batch in counted.reader():
+            writer.write_batch(conform(batch, schema, 0, 0, str(work.asset)))
+    gone: list[Path] = []
+    if keys is not None:
+        _write_deletes(work, keys, changes, deletes)
+        gone = [deletes]
+    return work.lake.upsert(
+        work.request(result.schema, "upsert"),
+        [changes],
+        result.schema,
+        work.connection,
+        position=Versions(work.inputs),
+        expected={Segment.whole().id: counted.digest},
+        deletes=gone,
+    )
+
+
+def _write_deletes(work: _Work, keys: Fragment, changes: Path, deletes: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    using = engine.listed(engine.identifier(name) for name in work.key)
+    query = engine.fill("select {using} from {keys} anti join read_parquet(?) using ({using})", using=using, keys=keys)
+    reader = work.connection.sql(query, params=[str(changes)]).to_arrow_reader(65_536)
+    schema = work.lake.schema(work.asset)
+    wanted = pa.schema([pa.field(name, _arrow_type(schema, name)) for name in work.key])
+    with pq.ParquetWriter(deletes, wanted) as writer:
+        for batch in reader:
+            writer.write_table(pa.Table.from_batches([batch]).select(list(work.key)).cast(wanted))
+
+
+def _arrow_type(schema: Schema, name: str) -> pa.DataType:
+    from millrace.lake.table import arrow_schema
+
+    return arrow_schema(schema).field(name).type
 
 
 def parameters(logical_time: str) -> dict[str, Any]:

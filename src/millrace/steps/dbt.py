@@ -1,0 +1,118 @@
+"""The step kind `dbt`: the project's dbt folder is built and tested in the warehouse's clone."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from millrace.core.names import AssetId
+from millrace.core.plan import Freshness, Step
+from millrace.core.ports import Context, StageRequest
+from millrace.core.schema import Schema
+from millrace.core.staged import CheckResult, Proof, Staged
+from millrace.duck.warehouse import WarehouseTarget
+from millrace.steps.resources import Resources
+from millrace.steps.versions import judge, pinned
+from millrace.steps.warehouse import warehouse_of
+from millrace.transform.dbt import DbtEvent, DbtResult, build
+
+CHECKED = {"pass": True, "warn": False, "fail": False}
+
+
+class DbtStep:
+    """Runs dbt as a subprocess; incremental models and snapshots find what the last publish left in the clone."""
+
+    kind: ClassVar[str] = "dbt"
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+
+    def fresh(self, step: Step, ctx: Context) -> Freshness:
+        """Fresh while the dbt folder and what it reads are those of the ledger; dbt is not started to find out."""
+        return judge(step, ctx, publishes="with the warehouse, in one step", proves="dbt tests")
+
+    def stage(self, step: Step, ctx: Context) -> tuple[Staged, ...]:
+        """Build in the clone. Raises StepFailed for a model, GateFailed for a test."""
+        warehouse = warehouse_of(ctx, step)
+        clone = warehouse.clone(ctx.run)
+        if kept := clone.staged(ctx.load):
+            return kept
+        with clone.savepoint(ctx.load):
+            result = build(
+                self._resources.folder / str(step.spec["path"]),
+                clone.folder,
+                self._resources.cache,
+                variables(ctx.logical_time),
+                full_refresh=bool(step.spec.get("full_refresh")),
+                on_event=self._telling(ctx),
+                stopping=ctx.stopping,
+                inherit=(clone.owner,),
+                memory_limit=self._resources.memory_limit,
+                threads=self._resources.threads,
+            )
+            ctx.report.checks(_checks(step, result))
+            result.check()
+            ctx.report.note(f"{len(result.models)} models, {len(result.tests)} tests")
+            return warehouse.stage_results(clone, self._requests(step, ctx, warehouse))
+
+    def _requests(self, step: Step, ctx: Context, warehouse: WarehouseTarget) -> list[StageRequest]:
+        inputs = pinned(step, ctx)
+        requests = []
+        for asset in step.assets:
+            base = warehouse.ledger(asset)
+            requests.append(
+                StageRequest(
+                    asset=asset,
+                    load=ctx.load,
+                    run=ctx.run,
+                    step=step.key,
+                    base=base.seq if base else 0,
+                    how="member",
+                    schema=Schema(()),
+                    inputs=inputs,
+                    code=step.code,
+                    date=ctx.logical_time[:10] if step.dated else None,
+                )
+            )
+        return requests
+
+    def _telling(self, ctx: Context) -> Any:
+        told: set[str] = set()
+
+        def tell(event: DbtEvent) -> None:
+            if event.total and not told:
+                ctx.report.total(event.total)
+            if event.unique_id not in told and event.status not in ("", "started"):
+                told.add(event.unique_id)
+                ctx.report.moved(1, 0)
+
+        return tell
+
+    def prove(self, step: Step, staged: Sequence[Staged], ctx: Context) -> tuple[Proof, ...]:
+        """Record the digests of what dbt made; its tests ran while it built."""
+        warehouse = warehouse_of(ctx, step)
+        return tuple(warehouse.prove(item) for item in staged)
+
+
+def variables(logical_time: str) -> Mapping[str, str]:
+    """Return dbt's vars for a run: its logical time, to the second."""
+    now = dt.datetime.fromisoformat(logical_time).astimezone(dt.UTC)
+    return {"logical_time": now.strftime("%Y-%m-%d %H:%M:%S")}
+
+
+def _checks(step: Step, result: DbtResult) -> list[CheckResult]:
+    """Return dbt's tests as checks, so that they are journalled, shown and scored like all others."""
+    asset = step.assets[0] if step.assets else AssetId("dbt", step.label)
+    return [
+        CheckResult(
+            name=node.name,
+            asset=asset,
+            passed=CHECKED[node.status],
+            blocking=node.status == "fail",
+            failing=node.failures,
+            detail=node.message,
+        )
+        for node in result.tests
+        if node.status in CHECKED
+    ]
