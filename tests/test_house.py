@@ -92,6 +92,46 @@ def test_help_loads_no_driver() -> None:
     assert not found & HEAVY
 
 
+BLOCKED = (
+    "import sys\n"
+    "for name in ('pyarrow', 'duckdb', 'deltalake', 'numpy', 'adbc_driver_postgresql', 'dbt', 'jinja2', 'plotly', 'narwhals'):\n"
+    "    sys.modules[name] = None\n"
+)
+
+
+def test_base_install_is_enough_for_copies() -> None:
+    """All that `millrace copy` and `diff` touch loads without the extras; what needs one says which."""
+    statements = (
+        "import millrace.cli.main, millrace.cli.copying, millrace.api\n"
+        "import millrace.app.copying, millrace.steps.copy, millrace.steps.routes.postgres_postgres\n"
+        "import millrace.postgres.target, millrace.postgres.diff, millrace.engine.runner, millrace.engine.journal\n"
+        "import millrace.observe.progress, millrace.observe.logs, millrace.project, millrace.planner\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED + statements], capture_output=True, text=True, check=False, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("millrace.lake.target", "lake"), ("millrace.duck.warehouse", "warehouse"), ("millrace.dashboards.page", "pages")],
+)
+def test_a_missing_extra_is_named(module: str, extra: str) -> None:
+    """A room whose packages are not installed either loads, or says which extra brings them."""
+    code = (
+        f"{BLOCKED}"
+        "from millrace.errors import ExtraMissing\n"
+        "import importlib\n"
+        "try:\n"
+        f"    importlib.import_module({module!r})\n"
+        "except ExtraMissing as missing:\n"
+        f"    assert 'millrace[{extra}]' in missing.hint, missing.hint\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def loaded(statements: str) -> set[str]:
     """Return the top-level packages that are loaded once the statements have run in a new process."""
     code = f"try:\n    exec({statements!r})\nexcept SystemExit:\n    pass\nimport sys\nprint('LOADED', *sys.modules)"
