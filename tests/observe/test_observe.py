@@ -144,6 +144,9 @@ def test_a_running_line_has_a_bar_a_rate_and_the_time_left(monkeypatch: pytest.M
     other = Running(STEPS[2])
     clock[0] = 105.5
     assert other.text(20, 80).plain == " dbt    marts                   1.5 s"
+    other.rest("waits for its group")
+    clock[0] = 200.0
+    assert other.text(20, 80).plain == " dbt    marts                 1.5 s  waits for its group"
     assert [lines.left(seconds) for seconds in (0.2, 89, 200, 9000)] == [
         "1 s left",
         "89 s left",

@@ -214,13 +214,12 @@ class Doors:
             self.note(work, "publishing")
         self.session.leases.confirm(leases, label)
         reach("engine.before_publish")
-        entries: dict[AssetId, LedgerEntry] = {}
         for name in dict.fromkeys(work.step.target for work in works):
             members = [work for work in works if work.step.target == name]
-            entries |= {entry.asset: entry for entry in self._publish_to(name, members)}
-        reach("engine.after_publish")
-        for work in works:
-            self.published(work, [entries[staged.asset] for staged in work.staged or () if staged.asset in entries])
+            entries = {entry.asset: entry for entry in self._publish_to(name, members)}
+            reach("engine.after_publish")
+            for work in members:
+                self.published(work, [entries[staged.asset] for staged in work.staged or () if staged.asset in entries])
         reach("engine.done")
 
     def _publish_to(self, name: str, works: Sequence[Work]) -> Sequence[LedgerEntry]:

@@ -8,7 +8,7 @@ from millrace.core.plan import Step
 from millrace.engine.doors import KEEPS_STAGE, Doors, as_error, traceback_of
 from millrace.engine.records import Status, StepOutcome
 from millrace.engine.session import Session, Work, group_name
-from millrace.errors import Interrupted, MillraceError, SeqMoved, TargetBusy
+from millrace.errors import CommitUnknown, Interrupted, MillraceError, SeqMoved, TargetBusy
 
 
 def lease_names(steps: Sequence[Step], scope: str) -> list[str]:
@@ -71,6 +71,8 @@ class GroupRun:
             else:
                 self.doors.attempt(work, self.leases, row)
             work.pause_clock()
+            if work.status is None and step is not self.steps[-1]:
+                self.session.observer.say("proven", "waits for its group", step)
         staged = [work for work in self.works if work.status is None and work.staged]
         if staged:
             staged[-1].resume_clock()
@@ -105,7 +107,7 @@ class GroupRun:
         if failing is None:  # everything had ended: the journal itself failed
             raise caught
         error = _told(as_error(caught, failing.step))
-        keep = isinstance(error, KEEPS_STAGE) and len(self.steps) == 1
+        keep = isinstance(error, CommitUnknown) or (isinstance(error, KEEPS_STAGE) and len(self.steps) == 1)
         unfinished = [work for work in self.works if work.status is None]
         if not keep:
             self.doors.discard(unfinished)

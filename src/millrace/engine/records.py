@@ -179,7 +179,11 @@ class Observer(Protocol):
         """A step ended, skipped and fresh ones too; once per step, in a group after the group's publish."""
 
     def say(self, event: str, text: str, step: Step | None = None) -> None:
-        """Tell something worth a line in the log; events: `retry`, `adopted`, `collected`, `restored`, `traceback`."""
+        """Tell something worth a line in the log.
+
+        Events are `retry`, `proven` (waits for its group), `adopted`, `restored` (accepted), `collected` (leftovers
+        dropped), `left` (they could not be), `traceback`.
+        """
 
     def end_run(self, result: RunResult) -> None:
         """The run ended."""

@@ -216,6 +216,8 @@ class RichReporter:
         """See `shapes.Observer`."""
         from rich.text import Text
 
+        if event == "proven" and step is not None and step.key in self._running:
+            self._running[step.key].rest(text)
         if event in SPOKEN:
             said = redact(f"{step.label + '  ' if step else ''}{text}")
             self._print(Text.assemble((f" {event:<{lines.KIND}}", "yellow"), "  ", said))
@@ -256,6 +258,7 @@ class Running:
         self._total: int | None = None
         self._rows = 0
         self._note = ""
+        self._rested: tuple[float, str] | None = None
 
     def total(self, rows: int | None) -> None:
         """See `core.ports.Reporter`."""
@@ -275,16 +278,25 @@ class Running:
     def checks(self, results: Sequence[CheckResult]) -> None:
         """See `core.ports.Reporter`."""
 
+    def rest(self, why: str) -> None:
+        """Stand still: the step is proven and waits."""
+        with self._lock:
+            self._rested = (time.monotonic() - self._since, why)
+
     def text(self, label: int, width: int) -> Text:
         """Return the line: a bar with rows per second and time left where rows are known."""
         from rich.cells import set_cell_size
         from rich.text import Text
 
         with self._lock:
-            rows, total, note = self._rows, self._total, self._note
+            rows, total, note, rested = self._rows, self._total, self._note, self._rested
         seconds = time.monotonic() - self._since
         name = set_cell_size(lines.fit(redact(self._step.label), label), label)
         text = Text(f" {self._step.kind:<{lines.KIND}}  {name}  ", no_wrap=True)
+        if rested is not None:
+            text.append(f"{lines.duration(rested[0])}  {rested[1]}", STYLES["quiet"])
+            text.truncate(width, overflow="ellipsis")
+            return text
         if total:
             share = min(rows / total, 1.0)
             full = int(share * BAR)
