@@ -109,6 +109,27 @@ class Lake:
                 stage.write(segment, part(number).to_reader(), expected[segment.id])
         return self.publish(stage.close(Whole(), expected))
 
+    def upsert_part(self, load: int) -> LedgerEntry | None:
+        """Change ten rows and insert one."""
+        import duckdb
+
+        entry = self.target.ledger(self.asset)
+        if entry is not None and entry.load == load:
+            return entry
+        data = table([(key, "changed", None) for key in [*range(10), 500]])
+        scratch = self.target.root.parent / f"changes-{os.getpid()}.parquet"
+        pq.write_table(data, scratch)
+        with duckdb.connect() as connection:
+            staged = self.target.upsert(
+                self.request(load, "upsert"),
+                [scratch],
+                self.schema,
+                connection,
+                position=Whole(),
+                expected={"changes": digest_table(data, self.schema)},
+            )
+        return self.publish(staged)
+
     def everything(self) -> list[str]:
         """Return every file in the asset's folder, relative, without logs and locks."""
         folder = self.target.folder(self.asset).path
@@ -119,6 +140,11 @@ class Lake:
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
     return Lake(LakeTarget(tmp_path / "lake"))
+
+
+@pytest.fixture(name="part")
+def part_fixture() -> Callable[[int], pa.Table]:
+    return part
 
 
 @pytest.fixture
@@ -148,7 +174,7 @@ def child(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     return start
 
 
-def together(*calls: Callable[[], object]) -> list[object]:
+def _together(*calls: Callable[[], object]) -> list[object]:
     """Run some calls at the same time; returns their results or errors."""
     barrier = threading.Barrier(len(calls))
     results: list[object] = [None] * len(calls)
@@ -166,3 +192,9 @@ def together(*calls: Callable[[], object]) -> list[object]:
     for thread in threads:
         thread.join()
     return results
+
+
+@pytest.fixture
+def together() -> Callable[..., list[object]]:
+    """Run some calls at the same time; gives their results or errors."""
+    return _together

@@ -7,6 +7,7 @@ hard links under this load's names, so that nothing is taken from a stage that m
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -277,6 +278,9 @@ class LakeStage:
                 if output is not None:
                     output.close()
         except BaseException:
+            if output is not None:
+                with contextlib.suppress(Exception):  # it is open still, and would keep its space on a full disk
+                    output.close()
             for path in paths:
                 path.unlink(missing_ok=True)
             raise
@@ -356,9 +360,9 @@ class LakeStage:
         """
         if self._closed:
             raise ContractBroken(f"the stage of {self.request.asset} is closed already")
-        known = {name: digest for name, digest in self._segments.items() if digest is not None}
         with self._guard, disk(self._folder.path, f"closing the stage of {self.request.asset}"):
             self._forget(list(self._left))
+            known = {name: digest for name, digest in self._segments.items() if digest is not None}
             staged = self._staged(position, dict(expected) if expected is not None else known, detail or {})
             if rows is not None:
                 staged = changed(staged, rows=rows)

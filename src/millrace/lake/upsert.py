@@ -141,10 +141,10 @@ class Upsert:
 
     def _check_keys(self) -> None:
         """Raise KeyInvalid for keys that do not name one row each."""
-        check_keys(self._sql, self._changes, self._schema.key, self._asset)
-        if not self._deletes:
+        for files in (self._changes, self._deletes):
+            check_keys(self._sql, files, self._schema.key, self._asset)
+        if not (self._changes and self._deletes):
             return
-        check_keys(self._sql, self._deletes, self._schema.key, self._asset)
         shown = listed(_shown(name, "c") for name in self._schema.key)
         statement = _fill(BOTH, shown=shown, keys=self._keys)
         if found := self._sql.sql(statement, params=[self._changes, self._deletes]).fetchall():
