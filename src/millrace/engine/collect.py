@@ -36,6 +36,10 @@ class Collector:
             self._verdicts[run] = self._live(run)
         return self._verdicts[run]
 
+    def _judge(self, run: str) -> Sequence[str]:
+        self.live(run)
+        return ()
+
     def _live(self, run: str) -> bool:
         session = self._session
         if run == session.run.id:
@@ -68,6 +72,8 @@ class Collector:
 
     def collect(self) -> list[str]:
         """Drop what is not wanted from the targets of the plan, and dead runs' scratch folders; returns names."""
+        for step in self._session.journal.open_steps():
+            self._quietly(partial(self._judge, step.run))  # now: a target may ask while it holds its own lock
         dropped: list[str] = []
         for name in dict.fromkeys(step.target for step in self._session.plan.steps if step.target):
             target = self._session.targets.get(name)
