@@ -150,6 +150,15 @@ def test_layers_with_odd_names(target: WarehouseTarget, parquet: Parquet, layer:
     assert read(target, engine.fill("select count(*) from {t}", t=target.relation(asset))) == (5,)
 
 
+def test_a_lakes_asset_lies_under_its_own_name(target: WarehouseTarget, parquet: Parquet) -> None:
+    asset = AssetId("warehouse/silver", "orders")
+    staged = target.load(target.clone("r1"), asset, parquet(0, 5), SCHEMA, request("r1", 0, asset))
+    target.publish([staged], [target.prove(staged)], {asset: 0})
+    assert target.ledger(asset) is not None
+    assert target.ledger(ORDERS) is None
+    assert read(target) == (5, 10)
+
+
 def test_a_table_that_is_not_its_files_is_not_proven(target: WarehouseTarget, parquet: Parquet) -> None:
     clone = target.clone("r1")
     staged = target.load(clone, ORDERS, parquet(0, 10), SCHEMA, request("r1", 0))

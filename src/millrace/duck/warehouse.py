@@ -95,7 +95,7 @@ class WarehouseTarget:
 
     def relation(self, asset: AssetId) -> Fragment:
         """Return the quoted name of an asset's table."""
-        return qualified(ledger.CATALOG, asset.layer, asset.name)
+        return qualified(ledger.CATALOG, schema_name(asset), asset.name)
 
     # staging
 
@@ -225,8 +225,8 @@ class WarehouseTarget:
         connection.execute("set preserve_insertion_order = false")  # else a wide table is held in memory
         expected = digest(connection, query, bound)
         with transaction(connection):
-            schema_name = qualified(ledger.CATALOG, asset.layer)
-            connection.execute(fill("create schema if not exists {schema}", schema=schema_name))
+            made = qualified(ledger.CATALOG, schema_name(asset))
+            connection.execute(fill("create schema if not exists {schema}", schema=made))
             self._drop_view(connection, asset)
             connection.execute(
                 fill("create or replace table {table} as {query}", table=self.relation(asset), query=query), bound
@@ -543,12 +543,21 @@ class WarehouseTarget:
         return tuple(dropped)
 
 
+def schema_name(asset: AssetId) -> str:
+    """Return the schema that an asset's table lies in.
+
+    A lake asset that is loaded keeps its layer's name as its schema, but is another asset than the lake's: plans and
+    ledgers call it `warehouse/silver.orders`.
+    """
+    return asset.layer.rpartition("/")[2]
+
+
 def _kind(connection: duckdb.DuckDBPyConnection, asset: AssetId) -> str | None:
     """Return `BASE TABLE` or `VIEW`, or None when there is no such relation."""
     found = rows(
         connection,
         "select table_type from information_schema.tables"
         " where table_catalog = ? and table_schema = ? and table_name = ?",
-        [ledger.CATALOG, asset.layer, asset.name],
+        [ledger.CATALOG, schema_name(asset), asset.name],
     )
     return found[0][0] if found else None

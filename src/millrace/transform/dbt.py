@@ -1,0 +1,615 @@
+"""dbt over the warehouse: what a project makes (its graph), and building it in a clone.
+
+dbt runs in a process of its own (`dbt_runner`), in the run's folder, with a profile that Millrace writes; the user's
+folder is only read. The graph is kept by the hash of that folder, so a run in which nothing changed starts no dbt.
+Millrace's own files lie in `cache_dir`: the profile, dbt's target folder (its partial parse makes the next start a
+second faster; it wants the same profile and target each time) and the graph.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from millrace.core.names import AssetId
+from millrace.errors import (
+    ExtraMissing,
+    GateFailed,
+    Interrupted,
+    MillraceError,
+    NotFound,
+    Place,
+    ProjectError,
+    StepFailed,
+    TargetBusy,
+)
+
+FORMAT = 1
+_SKIPPED = {"target", "logs", "__pycache__", "venv"}
+_STOP_SECONDS = 10.0
+_LOCK_SECONDS = 600.0  # a build before ours may take that long
+_BAD = {"error", "fail", "runtime error"}
+_FILE = re.compile(r"(?<![\w./-])((?:[\w.-]+/)*[\w.-]+\.(?:sql|ya?ml|csv|py|md))\b")
+_LINE = re.compile(r"\bline (\d+)(?:, column (\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class DbtModel:
+    """A model, seed or snapshot that becomes a relation; ephemeral models do not.
+
+    Attributes:
+        unique_id: dbt's id, like `model.shop.fct_orders`.
+        schema, name: where it lies in the warehouse.
+        resource: `model`, `seed` or `snapshot`.
+        materialized: `view`, `table`, `incremental`, `snapshot`, `seed` …
+        inputs: assets it reads: sources and other models, through ephemeral ones.
+        path: file relative to the dbt folder.
+        unique_key: of incremental models and snapshots.
+        tests: ids of tests attached to it.
+    """
+
+    unique_id: str
+    schema: str
+    name: str
+    resource: str
+    materialized: str
+    inputs: tuple[AssetId, ...]
+    path: str
+    description: str = ""
+    unique_key: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+    @property
+    def asset(self) -> AssetId:
+        """What it is called in a project."""
+        return AssetId(self.schema, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class DbtSource:
+    """A source: a relation that dbt reads and something else makes."""
+
+    unique_id: str
+    schema: str
+    name: str
+    path: str
+
+    @property
+    def asset(self) -> AssetId:
+        """What it is called in a project."""
+        return AssetId(self.schema, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class DbtTest:
+    """A test.
+
+    Attributes:
+        assets: what it looks at; the first is what it is attached to.
+        severity: `error` (blocks) or `warn`.
+    """
+
+    unique_id: str
+    name: str
+    assets: tuple[AssetId, ...]
+    severity: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class DbtGraph:
+    """What a dbt project makes, reads and tests.
+
+    Attributes:
+        code: the hash of the folder: equal as long as nothing in it changed.
+    """
+
+    code: str
+    models: tuple[DbtModel, ...]
+    sources: tuple[DbtSource, ...]
+    tests: tuple[DbtTest, ...]
+
+    @property
+    def assets(self) -> tuple[AssetId, ...]:
+        """What a build makes."""
+        return tuple(model.asset for model in self.models)
+
+    @property
+    def inputs(self) -> tuple[AssetId, ...]:
+        """What a build reads and does not make."""
+        made = set(self.assets)
+        read = [source.asset for source in self.sources] + [asset for model in self.models for asset in model.inputs]
+        return tuple(dict.fromkeys(asset for asset in read if asset not in made))
+
+
+@dataclass(frozen=True, slots=True)
+class DbtEvent:
+    """A node began or ended; `index` of `total` at the start."""
+
+    kind: str
+    unique_id: str
+    name: str
+    resource: str
+    status: str
+    index: int
+    total: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DbtNode:
+    """What became of one node of a build.
+
+    Attributes:
+        resource: `model`, `seed`, `snapshot`, `test`, `unit_test`.
+        status: dbt's: `success`, `pass`, `warn`, `fail`, `error`, `skipped`.
+        failures: failing rows of a test.
+        message: dbt's own words, if any.
+        path: file relative to the dbt folder.
+        sql: of a test that failed or warned: the query whose rows are the failing ones.
+    """
+
+    unique_id: str
+    name: str
+    resource: str
+    status: str
+    seconds: float
+    failures: int | None
+    message: str
+    path: str
+    sql: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended badly; a warning has not."""
+        return self.status in _BAD
+
+
+@dataclass(frozen=True, slots=True)
+class DbtResult:
+    """A build that ran to its end, well or badly: see `check`."""
+
+    folder: str
+    nodes: tuple[DbtNode, ...]
+    seconds: float
+
+    @property
+    def models(self) -> tuple[DbtNode, ...]:
+        """Models, seeds and snapshots."""
+        return tuple(node for node in self.nodes if node.resource in ("model", "seed", "snapshot"))
+
+    @property
+    def tests(self) -> tuple[DbtNode, ...]:
+        """Tests and unit tests."""
+        return tuple(node for node in self.nodes if node.resource in ("test", "unit_test"))
+
+    def check(self) -> None:
+        """Refuse a build in which anything failed.
+
+        Raises:
+            StepFailed: a model failed, or a test could not be run.
+            GateFailed: a test failed.
+        """
+        broken = [node for node in self.nodes if node.failed and node.status != "fail"]
+        failed = [node for node in self.nodes if node.status == "fail"]
+        for node in (*broken, *failed):
+            others = len(broken) + len(failed) - 1
+            more = f" and {others} more" if others else ""
+            detail = [line.strip() for line in node.message.splitlines() if line.strip()][:8]
+            if node.status == "fail":
+                rows = "" if node.failures is None else f": {node.failures:,} failing {_plural('row', node.failures)}"
+                raise GateFailed(
+                    f"dbt test {node.name} failed{rows}{more}",
+                    where=Place(f"{self.folder}/{node.path}"),
+                    detail=detail,
+                    hint="nothing was published",
+                )
+            raise StepFailed(
+                f"dbt {node.resource} {node.name} failed{more}",
+                where=Place(f"{self.folder}/{node.path}"),
+                detail=detail,
+            )
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else word + "s"
+
+
+def folder_hash(project_dir: Path) -> str:
+    """Return the hash of a dbt folder's files: names and contents, without what dbt itself writes there."""
+    found = hashlib.sha256()
+    for base, folders, files in os.walk(project_dir, followlinks=False):
+        folders[:] = sorted(name for name in folders if name not in _SKIPPED and not name.startswith("."))
+        for name in sorted(files):
+            if name.startswith("."):
+                continue
+            path = Path(base) / name
+            found.update(f"{path.relative_to(project_dir)}\0{path.stat().st_size}\0".encode())
+            found.update(path.read_bytes())
+    return found.hexdigest()[:32]
+
+
+def _versions() -> str:
+    try:
+        return " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("dbt-core", "dbt-duckdb", "duckdb"))
+    except importlib.metadata.PackageNotFoundError:
+        raise ExtraMissing("dbt", "dbt") from None
+
+
+def graph(project_dir: Path, cache_dir: Path, variables: Mapping[str, Any] | None = None) -> DbtGraph:
+    """Return what a dbt project makes; dbt is started only when the folder is not as it was.
+
+    Args:
+        project_dir: the folder of `dbt_project.yml`.
+        cache_dir: Millrace's folder for this project and environment.
+        variables: dbt's vars.
+
+    Raises:
+        ExtraMissing: dbt is not installed.
+        NotFound: there is no `dbt_project.yml`.
+        ProjectError: dbt cannot read the project; its own words are in the detail.
+    """
+    code = folder_hash(project_dir)
+    key = hashlib.sha256(json.dumps([FORMAT, code, _versions(), dict(variables or {})]).encode()).hexdigest()[:16]
+    cached = cache_dir / f"graph-{key}.json"
+    try:
+        data = json.loads(cached.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        data = None
+    if data is None or data["env"] != _environment(data["env"]):
+        with tempfile.TemporaryDirectory(prefix="millrace-dbt-") as scratch:
+            answer = _run("parse", project_dir, Path(scratch), cache_dir, variables=variables)
+        data = answer["graph"]
+        data["env"] = _environment(data["env"])
+        fresh = cached.with_suffix(".tmp")
+        fresh.write_text(json.dumps(data), encoding="utf-8")
+        fresh.replace(cached)
+        for old in cache_dir.glob("graph-*.json"):
+            if old != cached:
+                old.unlink(missing_ok=True)
+    return _graph(code, data)
+
+
+def _environment(names: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    """Return hashes of the environment variables that the project reads: their values may be secret."""
+    return {name: hashlib.sha256(os.environ.get(name, "\0").encode()).hexdigest()[:16] for name in names}
+
+
+def _graph(code: str, data: Mapping[str, Any]) -> DbtGraph:
+    made = {node["id"]: node for node in data["made"]}
+    assets = {source["id"]: AssetId(source["schema"], source["relation"]) for source in data["sources"]}
+    for node in made.values():
+        if node["materialized"] != "ephemeral":
+            assets[node["id"]] = AssetId(node["schema"], node["relation"])
+
+    def read(node: Mapping[str, Any]) -> Iterator[AssetId]:
+        for parent in node["after"]:
+            if parent in assets:
+                yield assets[parent]
+            elif parent in made:
+                yield from read(made[parent])
+
+    tests = []
+    attached: dict[str, list[str]] = {}
+    for test in data["tests"]:
+        first = test["attached"] or next(iter(test["after"]), None)
+        ids = [first, *(parent for parent in test["after"] if parent != first)]
+        found = tuple(assets[one] for one in ids if one in assets)
+        tests.append(DbtTest(test["id"], test["name"], found, test["severity"], test["path"]))
+        attached.setdefault(first or "", []).append(test["id"])
+    models = tuple(
+        DbtModel(
+            unique_id=node["id"],
+            schema=node["schema"],
+            name=node["relation"],
+            resource=node["resource"],
+            materialized=node["materialized"],
+            inputs=tuple(dict.fromkeys(read(node))),
+            path=node["path"],
+            description=node["description"],
+            unique_key=tuple(node["unique_key"]),
+            tests=tuple(attached.get(node["id"], ())),
+            tags=tuple(node["tags"]),
+        )
+        for node in made.values()
+        if node["id"] in assets
+    )
+    sources = tuple(
+        DbtSource(source["id"], source["schema"], source["relation"], source["path"]) for source in data["sources"]
+    )
+    return DbtGraph(code, models, sources, tuple(tests))
+
+
+def build(
+    project_dir: Path,
+    run_folder: Path,
+    cache_dir: Path,
+    variables: Mapping[str, Any] | None = None,
+    *,
+    full_refresh: bool = False,
+    on_event: Callable[[DbtEvent], None] | None = None,
+    stopping: Callable[[], bool] | None = None,
+    inherit: Sequence[int] = (),
+    memory_limit: str = "1GB",
+    threads: int = 2,
+) -> DbtResult:
+    """Run `dbt build` on the `warehouse.duckdb` of a folder; it must be open nowhere else.
+
+    Args:
+        project_dir: the folder of `dbt_project.yml`; it is only read.
+        run_folder: the clone's folder: dbt's working folder.
+        cache_dir: Millrace's folder for this project and environment.
+        variables: dbt's vars.
+        full_refresh: make incremental models anew.
+        on_event: called as nodes begin and end.
+        stopping: asked several times a second; true ends dbt, and the clone is worthless.
+        inherit: open files that dbt's process keeps open as long as it lives (the clone's lock).
+        memory_limit: DuckDB's limit in dbt's process.
+        threads: dbt's and DuckDB's threads.
+
+    Returns:
+        What became of every node; call its `check` to refuse failures.
+
+    Raises:
+        ExtraMissing: dbt is not installed.
+        ProjectError: dbt cannot read the project.
+        StepFailed: dbt itself broke.
+        Interrupted: `stopping` said so.
+    """
+    begin = time.monotonic()
+    answer = _run(
+        "build",
+        project_dir,
+        run_folder,
+        cache_dir,
+        variables=variables,
+        full_refresh=full_refresh,
+        on_event=on_event,
+        stopping=stopping,
+        inherit=inherit,
+        memory_limit=memory_limit,
+        threads=threads,
+    )
+    nodes = tuple(
+        DbtNode(
+            unique_id=node["id"],
+            name=node["name"],
+            resource=node["resource"],
+            status=node["status"],
+            seconds=node["seconds"],
+            failures=node["failures"],
+            message=node["message"] or "",
+            path=node["path"],
+            sql=node["sql"],
+        )
+        for node in answer["nodes"]
+    )
+    return DbtResult(project_dir.name, nodes, time.monotonic() - begin)
+
+
+def _profile_name(project_dir: Path) -> str:
+    """Return the name under which the project looks for its profile.
+
+    Raises:
+        NotFound: there is no `dbt_project.yml`.
+        ProjectError: it is not YAML.
+    """
+    path = project_dir / "dbt_project.yml"
+    shown = f"{project_dir.name}/dbt_project.yml"
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotFound(
+            "there is no dbt project here", where=str(path), hint="dbt_project.yml makes a folder one"
+        ) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = Place(shown, mark.line + 1, mark.column + 1) if mark else Place(shown)
+        raise ProjectError("dbt_project.yml is not YAML", where=place, detail=[error.problem or str(error)]) from None
+    if not isinstance(data, dict):
+        raise ProjectError("dbt_project.yml is empty", where=Place(shown), hint="it needs at least a name")
+    name = data.get("profile")
+    return name if isinstance(name, str) and "{" not in name else "millrace"
+
+
+def _write_profile(folder: Path, name: str, memory_limit: str, threads: int) -> None:
+    """Write the profile, unless it is there: a changed one makes dbt parse everything again."""
+    output = {
+        "type": "duckdb",
+        "path": "warehouse.duckdb",
+        "schema": "main",
+        "threads": threads,
+        "keep_open": False,
+        "settings": {"memory_limit": memory_limit, "temp_directory": "spill", "TimeZone": "UTC"},
+        "config_options": {
+            "threads": threads,
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+        },
+    }
+    text = yaml.safe_dump({name: {"target": "millrace", "outputs": {"millrace": output}}}, sort_keys=False)
+    path = folder / "profiles.yml"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        fresh = path.with_suffix(".tmp")
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+
+
+@contextmanager
+def _locked(cache_dir: Path, stopping: Callable[[], bool] | None) -> Iterator[None]:
+    """Hold the cache's lock: two dbt at once would write one target folder."""
+    with (cache_dir / "dbt.lock").open("w") as file:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if stopping is not None and stopping():
+                    raise Interrupted("stopped while another run's dbt was awaited") from None
+                if time.monotonic() > deadline:
+                    raise TargetBusy("another run's dbt has been working for long", where=str(cache_dir)) from None
+                time.sleep(0.1)
+        yield
+
+
+def _run(
+    command: str,
+    project_dir: Path,
+    folder: Path,
+    cache_dir: Path,
+    *,
+    variables: Mapping[str, Any] | None = None,
+    full_refresh: bool = False,
+    on_event: Callable[[DbtEvent], None] | None = None,
+    stopping: Callable[[], bool] | None = None,
+    inherit: Sequence[int] = (),
+    memory_limit: str = "1GB",
+    threads: int = 2,
+) -> dict[str, Any]:
+    """Run one command of dbt in a process of its own, and return its answer."""
+    _versions()
+    name = _profile_name(project_dir)
+    profiles = cache_dir / "profiles"
+    profiles.mkdir(parents=True, exist_ok=True)
+    request = {"command": command, "vars": dict(variables or {}), "full_refresh": full_refresh}
+    with _locked(cache_dir, stopping), tempfile.TemporaryFile() as log:
+        _write_profile(profiles, name, memory_limit, threads)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "millrace.transform.dbt_runner"],
+            cwd=folder,
+            env=_child_environment(project_dir, profiles, cache_dir, name),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is ours to handle
+            pass_fds=tuple(inherit),
+        )
+        try:
+            answer = _listen(process, request, on_event, stopping)
+        finally:
+            _end(process)
+        if answer is None:
+            log.seek(0)
+            raise _broken(process.returncode, log, project_dir)
+    if answer["error"]:
+        raise _project_error(answer["error"], project_dir)
+    return answer
+
+
+def _child_environment(project_dir: Path, profiles: Path, cache_dir: Path, profile: str) -> dict[str, str]:
+    """Return the environment: the user's, which `env_var()` may read, with dbt's own settings replaced."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "PYTHONWARNINGS" and (not name.startswith("DBT_") or name.startswith("DBT_ENV_"))
+    }
+    return kept | {
+        "DBT_PROJECT_DIR": str(project_dir.resolve()),
+        "DBT_PROFILES_DIR": str(profiles.resolve()),
+        "DBT_PROFILE": profile,
+        "DBT_TARGET_PATH": str((cache_dir / "target").resolve()),
+        "DBT_LOG_PATH": str((cache_dir / "logs").resolve()),
+        "DBT_LOG_LEVEL_FILE": "none",
+        "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+        "DBT_USE_COLORS": "false",
+        "DBT_VERSION_CHECK": "false",
+        "DO_NOT_TRACK": "1",
+        "PYTHONUTF8": "1",
+    }
+
+
+def _listen(
+    process: subprocess.Popen[bytes],
+    request: Mapping[str, Any],
+    on_event: Callable[[DbtEvent], None] | None,
+    stopping: Callable[[], bool] | None,
+) -> dict[str, Any] | None:
+    """Send the request and read until the answer; None when dbt died without one."""
+    assert process.stdin is not None  # noqa: S101
+    assert process.stdout is not None  # noqa: S101
+    try:
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        process.stdin.flush()  # it stays open: the child ends when we do
+    except BrokenPipeError:
+        return None
+    rest = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            if stopping is not None and stopping():
+                raise Interrupted("stopped while dbt was building", hint="the next run builds it from the start")
+            if not selector.select(0.2):
+                continue
+            chunk = os.read(process.stdout.fileno(), 1 << 16)
+            if not chunk:
+                return None
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                message = json.loads(line)
+                kind = message.pop("kind")
+                if kind == "result":
+                    return dict(message)
+                if on_event is not None:
+                    on_event(DbtEvent(kind, message.pop("id"), **message))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Leave no process: it ends by itself after its answer, else it and its children are killed."""
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            try:
+                stream.close()
+            except BrokenPipeError:
+                continue
+    try:
+        process.wait(_STOP_SECONDS)
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        except PermissionError:  # macOS: the group has only a dead process left
+            pass
+        process.wait()
+
+
+def _broken(code: int, log: IO[bytes], project_dir: Path) -> MillraceError:
+    words = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+    return StepFailed(f"dbt {ended} before its answer", where=project_dir.name, detail=words[-8:])
+
+
+def _project_error(text: str, project_dir: Path) -> ProjectError:
+    """Return dbt's refusal of the project, with the file and line it names."""
+    _, _, words = text.partition(": ")
+    lines = [line.strip() for line in words.splitlines() if line.strip(" -")]
+    place: Place | None = None
+    for found in _FILE.findall(words):
+        path = next((path for path in (project_dir / found, *project_dir.glob(f"*/{found}")) if path.is_file()), None)
+        if path is not None:  # dbt names YAML files from their models folder, SQL files from the project's
+            line = _LINE.search(words)
+            name = f"{project_dir.name}/{path.relative_to(project_dir)}"
+            place = Place(name, int(line[1]) if line else 0, int(line[2]) if line and line[2] else 0)
+            break
+    return ProjectError(
+        "dbt cannot read the project", where=place if place is not None else project_dir.name, detail=lines[:10]
+    )

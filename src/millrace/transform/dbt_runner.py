@@ -1,0 +1,160 @@
+"""The process that dbt runs in: `python -m millrace.transform.dbt_runner`, started by `transform.dbt` only.
+
+dbt keeps its database open after a command, prints where it likes and reads options from everywhere, so it gets a
+process of its own. The first line on standard input is the request; standard output carries one JSON object a line:
+events while it goes, then one result. Standard input stays open as long as the parent lives: when it ends, this
+process ends at once, so none is left behind whatever became of the parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+Send = Callable[[dict[str, Any]], None]
+SQL_LIMIT = 20_000  # a test's compiled SQL is for looking at its failing rows; a longer one is not looked at
+
+
+def main() -> None:
+    """Read the request, run dbt, send the result."""
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what dbt and the project's macros print goes to the log
+    sys.stdout = sys.stderr
+    lock = threading.Lock()
+
+    def send(message: dict[str, Any]) -> None:
+        with lock:
+            output.write(json.dumps(message, ensure_ascii=False, default=str) + "\n")
+            output.flush()
+
+    request = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    send({"kind": "result", **run(request, send)})
+    output.close()
+    os._exit(0)  # dbt leaves threads and connections behind
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(request: dict[str, Any], send: Send) -> dict[str, Any]:
+    """Run one command of dbt and return what it found as JSON types."""
+    from dbt.cli.main import dbtRunner
+
+    def heard(event: Any) -> None:
+        if event.info.name in ("LogStartLine", "NodeFinished"):
+            send(_event(event))
+
+    arguments = [request["command"], "--quiet"]
+    if request["vars"]:
+        arguments += ["--vars", json.dumps(request["vars"])]
+    if request["full_refresh"]:
+        arguments.append("--full-refresh")
+    found: Any = dbtRunner(callbacks=[heard]).invoke(arguments)
+    answer: dict[str, Any] = {"success": bool(found.success), "error": None, "nodes": [], "graph": None}
+    if found.exception is not None:
+        answer["error"] = f"{type(found.exception).__name__}: {found.exception}"
+    elif request["command"] == "parse":
+        answer["graph"] = _graph(found.result)
+    else:
+        answer["nodes"] = [_node(result) for result in found.result or ()]
+    return answer
+
+
+def _event(event: Any) -> dict[str, Any]:
+    data, node = event.data, event.data.node_info
+    started = event.info.name == "LogStartLine"
+    return {
+        "kind": "start" if started else "done",
+        "id": node.unique_id,
+        "name": node.node_name,
+        "resource": node.resource_type,
+        "status": node.node_status,
+        "index": data.index if started else 0,
+        "total": data.total if started else 0,
+        "seconds": 0.0 if started else data.run_result.execution_time,
+    }
+
+
+def _node(result: Any) -> dict[str, Any]:
+    node = result.node
+    status = str(getattr(result.status, "value", result.status))
+    compiled = getattr(node, "compiled_code", None) if status in ("fail", "warn") else None
+    return {
+        "id": node.unique_id,
+        "name": node.name,
+        "resource": str(node.resource_type.value),
+        "path": node.original_file_path,
+        "status": status,
+        "seconds": result.execution_time,
+        "message": result.message,
+        "failures": result.failures,
+        "sql": compiled if compiled and len(compiled) < SQL_LIMIT else None,
+    }
+
+
+def _graph(manifest: Any) -> dict[str, Any]:
+    made = []
+    tests = []
+    for node in manifest.nodes.values():
+        resource = str(node.resource_type.value)
+        shared = {
+            "id": node.unique_id,
+            "name": node.name,
+            "path": node.original_file_path,
+            "after": list(getattr(node.depends_on, "nodes", ())),
+        }
+        if resource in ("model", "seed", "snapshot"):
+            made.append(
+                {
+                    **shared,
+                    "resource": resource,
+                    "schema": node.schema,
+                    "relation": node.alias,
+                    "materialized": node.config.materialized,
+                    "description": node.description,
+                    "unique_key": _names(getattr(node.config, "unique_key", None)),
+                    "tags": list(node.tags),
+                }
+            )
+        elif resource == "test" or resource == "unit_test":
+            severity = str(getattr(node.config, "severity", "error")).lower()
+            tests.append({**shared, "attached": getattr(node, "attached_node", None), "severity": severity})
+    tests += [
+        {
+            "id": test.unique_id,
+            "name": test.name,
+            "path": test.original_file_path,
+            "after": list(test.depends_on.nodes),
+            "attached": f"model.{test.package_name}.{test.model}",
+            "severity": "error",
+        }
+        for test in manifest.unit_tests.values()
+    ]
+    sources = [
+        {
+            "id": source.unique_id,
+            "schema": source.schema,
+            "relation": source.identifier,
+            "path": source.original_file_path,
+        }
+        for source in manifest.sources.values()
+    ]
+    return {"made": made, "tests": tests, "sources": sources, "env": sorted(manifest.env_vars)}
+
+
+def _names(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else list(value)
+
+
+if __name__ == "__main__":
+    main()
