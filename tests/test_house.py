@@ -9,9 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "millrace"
@@ -112,6 +115,27 @@ def test_base_install_is_enough_for_copies() -> None:
         [sys.executable, "-c", BLOCKED + statements], capture_output=True, text=True, check=False, cwd="/"
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_base_install_is_small() -> None:
+    """What `pip install millrace` brings without extras is at most 100 MB of files."""
+    sizes: dict[str, int] = {}
+    pending = [("millrace", frozenset[str]())]
+    while pending:
+        name, extras = pending.pop()
+        found = distribution(name)
+        sizes[name] = sum(
+            path.stat().st_size for file in found.files or () if (path := Path(str(file.locate()))).is_file()
+        )
+        for text in found.requires or ():
+            needed = Requirement(text)
+            wanted = needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in {"", *extras})
+            if wanted and canonicalize_name(needed.name) not in sizes:
+                pending.append((canonicalize_name(needed.name), frozenset(needed.extras)))
+    sizes["millrace"] = sum(path.stat().st_size for path in PACKAGE.rglob("*") if path.is_file())
+    assert "psycopg-binary" in sizes
+    assert "pyarrow" not in sizes
+    assert sum(sizes.values()) <= 100 * 2**20, sorted(sizes.items(), key=lambda item: -item[1])
 
 
 @pytest.mark.parametrize(
