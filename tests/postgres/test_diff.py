@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import psycopg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from psycopg import sql
 
 from millrace.core.names import TableRef
-from millrace.errors import ContractBroken, KeyInvalid, NotFound
-from millrace.postgres.diff import ColumnDiff, RowDiff, TableDiff, diff
+from millrace.errors import ContractBroken, KeyInvalid, MillraceError, NotFound
+from millrace.postgres.diff import ColumnDiff, RowDiff, TableDiff, _merge, diff
 from millrace.postgres.session import Database, database_from_url
 
 T = TableRef("public", "t")
@@ -221,7 +224,7 @@ def test_memory_is_bounded(pair: Pair) -> None:
     """All rows differ: keys and hashes are streamed, so no list of them is built."""
     import tracemalloc
 
-    pair.both("create table t (id int primary key, x int); insert into t select g, 1 from generate_series(1, 200000) g")
+    pair.both("create table t (id int primary key, x int); insert into t select g, 1 from generate_series(1, 60000) g")
     pair.right.execute("update t set x = 2")
     tracemalloc.start()
     try:
@@ -229,5 +232,31 @@ def test_memory_is_bounded(pair: Pair) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert found.differing == 200_000
-    assert peak < 30_000_000
+    assert found.differing == 60_000
+    assert peak < 15_000_000
+
+
+def test_a_failing_side_ends_the_other(pair: Pair) -> None:
+    pair.left.execute("create view t as select 1 as id, pg_sleep(60)::text as x")
+    pair.right.execute("create view t as select 1 / (random() * 0)::int as id, '' as x")
+    start = time.monotonic()
+    with pytest.raises(MillraceError, match="could not digest"):
+        pair.diff()
+    assert time.monotonic() - start < 30
+
+
+KEYED = st.dictionaries(st.integers(0, 30), st.integers(0, 2), max_size=20)
+
+
+@given(left=KEYED, right=KEYED)
+def test_merge_finds_what_sets_find(left: dict[int, int], right: dict[int, int]) -> None:
+    def rows(side: dict[int, int]) -> Iterator[tuple[tuple[int], int]]:
+        return iter([((key,), value) for key, value in sorted(side.items())])
+
+    found = list(_merge(rows(left), rows(right)))
+    assert {key[0] for key, side in found if side == "left"} == left.keys() - right.keys()
+    assert {key[0] for key, side in found if side == "right"} == right.keys() - left.keys()
+    assert {key[0] for key, side in found if side is None} == {
+        k for k in left.keys() & right.keys() if left[k] != right[k]
+    }
+    assert [key for key, _ in found] == sorted(key for key, _ in found)

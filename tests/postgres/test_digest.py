@@ -10,9 +10,10 @@ from psycopg import sql
 
 from millrace.core.digest import Digest
 from millrace.core.names import TableRef
+from millrace.errors import ContractBroken
 from millrace.postgres.catalog import describe
 from millrace.postgres.digest import digest_of, digest_query, shape
-from millrace.postgres.session import Connection, connect, database_from_url
+from millrace.postgres.session import Connection, connect, database_from_url, translated
 
 
 @pytest.fixture(params=["15", "18"])
@@ -221,3 +222,22 @@ def test_other_encodings_hash_as_utf8(db15: str, db18: str, pg15) -> None:  # ty
                 assert digest(one) != digest(two)
         finally:
             admin.execute(sql.SQL("drop database {} with (force)").format(name))
+
+
+def test_sql_ascii_holds_bytes(db15: str, db18: str) -> None:
+    with psycopg.connect(db15, autocommit=True) as admin:
+        database = "ascii_" + admin.info.dbname
+        admin.execute(
+            sql.SQL("create database {} encoding 'SQL_ASCII' template template0").format(sql.Identifier(database))
+        )
+        try:
+            url = psycopg.conninfo.make_conninfo(db15, dbname=database)
+            with connect(database_from_url(url, "A")) as one, connect(database_from_url(db18, "B")) as two:
+                for connection in (one, two):
+                    connection.execute("create table t (x text, a text[]); insert into t values ('한글', '{é}')")
+                assert digest(one) == digest(two)
+                one.execute("insert into t values (E'\\xff', null)")
+                with pytest.raises(ContractBroken), translated("A", "digest t", connection=one):
+                    digest(one)
+        finally:
+            admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(database)))

@@ -60,9 +60,9 @@ def test_some_of_the_segments(db: Connection) -> None:
     of = source(db)
     for key in (["id"], ["code"]):
         segments = key_segments(db, of, of.pick(key), 500)
-        some = segments[1:3] + segments[-1:]
         everything = grouped(db, of, segments, key)
-        assert grouped(db, of, some, key) == {segment.id: everything[segment.id] for segment in some}
+        for some in (segments[1:3] + segments[-1:], segments[:1] + segments[4:6], segments[::-2], segments[2:3]):
+            assert grouped(db, of, some, key) == {segment.id: everything[segment.id] for segment in some}
 
 
 def test_pages_cover_all(db: Connection) -> None:
@@ -116,6 +116,8 @@ def test_bad_requests(db: Connection) -> None:
         bucket_expression(of.pick(["id"]), 3)
     with pytest.raises(MillraceError, match="cannot be grouped"):
         group_expression([Segment.pages(0, 1), Segment.pages(1, None)], ())
+    with pytest.raises(MillraceError, match="overlap"):
+        group_expression([Segment.range(None, 5), Segment.range(4, None)], of.pick(["id"]))
     with pytest.raises(MillraceError, match="integer key"):
         predicate(Segment.range(1, 2), of.pick(["code"]))
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 from urllib.parse import quote
@@ -136,6 +139,14 @@ class TestConnect:
         for part in ("SRC", "127.0.0.1", "port 1", "reader", "shop", "nothing listens there"):
             assert part in text
         assert hidden(everything(caught.value))
+
+    def test_a_host_that_does_not_answer(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            port = silent.getsockname()[1]
+            database = database_from_url(f"postgresql://reader@127.0.0.1:{port}/shop?connect_timeout=2", "SRC")
+            with pytest.raises(ConnectionRefused, match="no answer in time"):
+                connect(database)
+        assert database_from_url("postgresql://h/x", "SRC").keywords()["connect_timeout"] == "10"
 
     def test_unknown_host(self) -> None:
         with pytest.raises(ConnectionRefused, match="host is not known"):
@@ -319,3 +330,24 @@ class TestGrants:
         found = translate(raised.value, where="SRC", doing="drop orders")
         assert isinstance(found, PermissionMissing)
         assert "owner of table orders" in str(found.hint)
+
+
+def run_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_base_install_is_enough() -> None:
+    code = (
+        "import sys, millrace.postgres.diff, millrace.postgres.reader;"
+        "print([m for m in ('pyarrow', 'adbc_driver_postgresql', 'sqlglot', 'numpy', 'duckdb') if m in sys.modules])"
+    )
+    assert run_python(code) == "[]"
+
+
+def test_a_missing_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['adbc_driver_postgresql'] = None\n"
+        "from millrace.errors import ExtraMissing\n"
+        "try:\n    import millrace.postgres.arrow\nexcept ExtraMissing as error:\n    print(error.hint)"
+    )
+    assert "millrace[lake]" in run_python(code)

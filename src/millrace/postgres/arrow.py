@@ -11,16 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import adbc_driver_manager
-import adbc_driver_postgresql.dbapi as adbc
-import pyarrow as pa
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from millrace.core.schema import Column, Kind
 from millrace.core.secrets import redact
 from millrace.core.segment import Segment
-from millrace.errors import ContractBroken, MillraceError, TransientFailure
+from millrace.errors import ContractBroken, ExtraMissing, MillraceError, TransientFailure
 from millrace.postgres.catalog import PgColumn
 from millrace.postgres.names import sql_name
 from millrace.postgres.segments import predicate
@@ -28,6 +25,13 @@ from millrace.postgres.session import PINS, PINS_17, Connection, Database, not_c
 from millrace.postgres.source import Source
 from millrace.postgres.sqlstates import translate_state
 from millrace.postgres.types import arrow_expression, arrow_guard, column_guard, text_form
+
+try:
+    import adbc_driver_manager
+    import adbc_driver_postgresql.dbapi as adbc
+    import pyarrow as pa
+except ImportError:
+    raise ExtraMissing("reading PostgreSQL as Arrow", "lake") from None
 
 BATCH_BYTES = 8 << 20  # larger batches cost memory and are no faster
 _STATE = re.compile(r"SQLSTATE: ([0-9A-Z]{5})")

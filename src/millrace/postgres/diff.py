@@ -9,7 +9,7 @@ compared as text.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from millrace.postgres.types import as_text, hashed, text_form
 
 SEGMENT_ROWS = 50_000  # a segment with one difference is streamed whole: 50,000 keys and hashes, some 50 ms
 FETCH = 10_000  # rows of a server-side cursor's batch
+CANCEL_SECONDS = 5.0
 OR_LIMIT = 32  # up to so many differing ranges are found by index, more by one grouped scan
 
 Side = Literal["left", "right"]
@@ -169,8 +170,16 @@ def diff(
         )
 
         def at_once(work: Callable[[_Half], Any]) -> tuple[Any, Any]:
-            first, second = pool.map(work, halves)
-            return first, second
+            futures = [pool.submit(work, half) for half in halves]
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+            except BaseException:  # one side failed, or Ctrl-C: the other's query is not waited for
+                for half in halves:
+                    half.snap.connection.cancel_safe(timeout=CANCEL_SECONDS)
+                raise
+            return futures[0].result(), futures[1].result()
 
         whole = Segment.whole()
         one, two = at_once(lambda half: half.digests([whole], ())[whole.id])

@@ -1,7 +1,8 @@
 """One PostgreSQL database as a source: consistent snapshots, segments, digests, positions.
 
 A snapshot is one REPEATABLE READ READ ONLY transaction that exports itself; other connections enter it by its token,
-so a table can be copied and digested by several at once and still be one state.
+so a table can be copied and digested by several at once and still be one state. Rows of foreign tables come from
+another server, which the snapshot does not hold: if they change meanwhile, the proof fails and the copy is done again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from millrace.postgres.types import text_form
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from millrace.core.ports import Reader
 
 HALF_OF_XIDS = 1 << 31  # transaction ids compare modulo 2^32: farther apart, their order is unknown
 
@@ -115,6 +118,11 @@ def ordered(column: PgColumn) -> sql.Composable:
     return column.identifier
 
 
+def _own(snap: Snapshot) -> PostgresSnapshot:
+    """Return the snapshot as one of this room: a reader is only given its own."""
+    return cast("PostgresSnapshot", snap)
+
+
 class PostgresReader:
     """One database as a source.
 
@@ -181,7 +189,7 @@ class PostgresReader:
             connection.close()
 
     def segments(
-        self, table: TableRef | Source, snap: PostgresSnapshot, since: Position | None, rows: int
+        self, table: TableRef | Source, snap: Snapshot, since: Position | None, rows: int
     ) -> Sequence[Segment]:
         """Split a table by heap pages, else by its key, else not at all; after a cursor its changes are one part."""
         source = self._source(table, snap)
@@ -191,14 +199,14 @@ class PostgresReader:
             return page_segments(source.relation, rows)
         if not source.key:
             return [Segment.whole(max(0, source.relation.rows if source.relation else 0))]
-        return key_segments(snap.connection, source, source.pick(source.key), rows)
+        return key_segments(_own(snap).connection, source, source.pick(source.key), rows)
 
     def _source(self, table: TableRef | Source, snap: Snapshot) -> Source:
         if isinstance(table, Source):
             return table
-        return self.source(table, connection=cast("PostgresSnapshot", snap).connection)
+        return self.source(table, connection=_own(snap).connection)
 
-    def read(self, table: TableRef | Source, segment: Segment, snap: PostgresSnapshot) -> pa.RecordBatchReader:
+    def read(self, table: TableRef | Source, segment: Segment, snap: Snapshot) -> pa.RecordBatchReader:
         """Stream a segment's rows as Arrow by ADBC: see `arrow.read_source`."""
         from millrace.postgres.arrow import read_source
 
@@ -272,6 +280,11 @@ class PostgresReader:
         versions = source.paged and position.server == snap.server
         found = change_predicate(position, source[position.column], now=snap.state, versions=versions)
         return source.narrowed(found)
+
+
+def _conforms(reader: PostgresReader) -> Reader:
+    """Let mypy hold the reader to its port."""
+    return reader
 
 
 def server_id(connection: Connection) -> str:

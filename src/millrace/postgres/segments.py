@@ -99,12 +99,26 @@ def group_expression(segments: Sequence[Segment], key: Sequence[PgColumn]) -> sq
 
 def _range_group(segments: Sequence[Segment], column: PgColumn) -> sql.Composable:
     value = sql.SQL("{}::pg_catalog.int8").format(column.identifier)
-    inner = [segment.lower for segment in segments[1:]]
-    whole = segments[0].lower is None and segments[-1].upper is None
-    if whole and all(left.upper is not None and left.upper == right.lower for left, right in pairwise(segments)):
-        bounds = sql.Literal([int(bound) for bound in inner if bound is not None])
-        return sql.SQL("pg_catalog.width_bucket({}, {}::pg_catalog.int8[])").format(value, bounds)
-    return _cases(segments, [column])
+    bounds = sorted({int(cut) for s in segments for cut in (s.lower, s.upper) if cut is not None})
+    if not bounds:
+        return sql.SQL("0")
+    # width_bucket counts the bounds at or below a value: slot 0 lies before the first of them
+    slot = sql.SQL("pg_catalog.width_bucket({}, {}::pg_catalog.int8[])").format(value, sql.Literal(bounds))
+    starts = {None: 0} | {bound: number for number, bound in enumerate(bounds, 1)}
+    places: list[int | None] = [None] * (len(bounds) + 1)
+    for place, segment in enumerate(segments):
+        first = starts[None if segment.lower is None else int(segment.lower)]
+        after = len(places) if segment.upper is None else starts[segment.upper]
+        for number in range(first, after):
+            if places[number] is not None:
+                raise MillraceError(f"segments {segments[places[number] or 0].id} and {segment.id} overlap")
+            places[number] = place
+    return slot if places == list(range(len(segments))) else _looked_up(places, slot)
+
+
+def _looked_up(places: Sequence[int | None], number: sql.Composable) -> sql.Composable:
+    """Return the element of `places` at a number that counts from 0."""
+    return sql.SQL("({}::pg_catalog.int4[])[{} + 1]").format(sql.Literal(list(places)), number)
 
 
 def _bucket_group(segments: Sequence[Segment], key: Sequence[PgColumn]) -> sql.Composable:
@@ -115,19 +129,10 @@ def _bucket_group(segments: Sequence[Segment], key: Sequence[PgColumn]) -> sql.C
     wanted = [int(segment.lower or 0) for segment in segments]
     if wanted == list(range(segments[0].upper or 1)):
         return number
-    # the subscript is the bucket's number, the element its place among the wanted segments
     places: list[int | None] = [None] * (segments[0].upper or 1)
     for place, bucket in enumerate(wanted):
         places[bucket] = place
-    return sql.SQL("({}::pg_catalog.int4[])[{} + 1]").format(sql.Literal(places), number)
-
-
-def _cases(segments: Sequence[Segment], key: Sequence[PgColumn]) -> sql.Composable:
-    cases = [
-        sql.SQL("when {} then {}").format(predicate(segment, key) or sql.SQL("true"), sql.Literal(place))
-        for place, segment in enumerate(segments)
-    ]
-    return sql.SQL("case {} end").format(sql.SQL(" ").join(cases))
+    return _looked_up(places, number)
 
 
 def page_segments(relation: Relation, rows: int) -> list[Segment]:
