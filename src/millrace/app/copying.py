@@ -144,9 +144,9 @@ def copy_table(
     Raises:
         MillraceError: what stopped the copy; nothing was published then.
     """
-    from millrace.app.observers import observer
     from millrace.engine.journal import Journal
     from millrace.engine.runner import Engine
+    from millrace.observe.progress import observer
 
     since = time.monotonic()
     with _runtime(source, target, trusted_urls=trusted_urls) as runtime:
@@ -169,7 +169,7 @@ def copy_table(
                 journal,
                 runtime.kinds,
                 {step.target: runtime.target(step.target)},
-                observer=observer("auto" if show_progress else "silent"),
+                observer=observer("terminal" if show_progress else "silent"),
                 work=runtime.cache,
             )
             result = engine.run(Plan((step,)))

@@ -10,24 +10,9 @@ from millrace.app.runtime import Runtime
 from millrace.core.names import AssetId
 from millrace.core.plan import Freshness, Plan, Step
 from millrace.core.ports import Reporter, Target
-from millrace.core.staged import CheckResult, Staged
+from millrace.core.staged import Staged
 from millrace.errors import MillraceError
-
-
-class Quiet:
-    """A reporter that nobody watches."""
-
-    def total(self, rows: int | None) -> None:
-        """See `core.ports.Reporter`."""
-
-    def moved(self, rows: int, size: int) -> None:
-        """See `core.ports.Reporter`."""
-
-    def note(self, text: str) -> None:
-        """See `core.ports.Reporter`."""
-
-    def checks(self, results: Sequence[CheckResult]) -> None:
-        """See `core.ports.Reporter`."""
+from millrace.observe.progress import Quiet
 
 
 class LookingContext:

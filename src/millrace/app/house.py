@@ -169,14 +169,14 @@ class House:
         return explain(self.runtime, self.whole, plan)
 
     def _engine(self, show_as: str) -> Engine:
-        from millrace.app.observers import observer
         from millrace.engine.runner import Engine
+        from millrace.observe.progress import observer
 
         return Engine(
             self.journal,
             self.runtime.kinds,
             self.runtime.targets,
-            observer=observer(show_as, self.state / "logs"),
+            observer=observer(show_as, logs=self.state / "logs", root=self.project.root),
             work=self.state,
             project=self.project.name,
             env=self.environment,
@@ -196,7 +196,7 @@ class House:
         resume: str | None = None,
         logical_time: str | None = None,
         options: RunOptions | None = None,
-        show_as: str = "auto",
+        show_as: str = "terminal",
     ) -> RunResult:
         """Run a plan; failures are in the result."""
         engine = self._engine(show_as)

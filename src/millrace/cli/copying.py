@@ -121,5 +121,5 @@ def diff(
         from millrace.cli.differences import print_difference
 
         print_difference(found, seconds)
-    if not found.equal:
+    if not found.same:
         raise typer.Exit(1)

@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 from millrace.cli import show
-from millrace.postgres.diff import TableDiff
+from millrace.postgres.diff import RowDiff, TableDiff
+
+SHOWN = 40  # characters of a value: two of them and the key fit a line
 
 
 def print_difference(found: TableDiff, seconds: float) -> None:
-    """Print the counts and the differing rows, values side by side."""
+    """Print the counts, what cannot be compared, and the differing rows with their values side by side."""
+    rows = max(found.rows_left, found.rows_right)
     parts = [
-        f"{found.rows:,} rows",
-        f"{found.same:,} equal",
+        show.count(rows, "row"),
+        f"{found.equal:,} equal",
         f"{found.differing:,} {'differs' if found.differing == 1 else 'differ'}",
         f"{found.only_left:,} only left",
         f"{found.only_right:,} only right",
     ]
     show.out(f" {' · '.join(parts)}   {seconds:.1f} s")
+    for side, names in (("left", found.missing_left), ("right", found.missing_right)):
+        if names:
+            show.out(f" not compared, missing on the {side}: {', '.join(names)}")
+    for name, left, right in found.types:
+        show.out(show.painted(f" {name}: {left} on the left, {right} on the right, compared as text", "grey"))
+    for row in found.rows:
+        _print_row(row)
+    hidden = found.differing + found.only_left + found.only_right - len(found.rows)
+    if hidden > 0:
+        show.out(show.painted(f" … and {show.count(hidden, 'more row')}: --limit shows more", "grey"))
+
+
+def _print_row(row: RowDiff) -> None:
+    key = ", ".join(f"{name} = {value}" for name, value in row.key)
+    if row.only is not None:
+        show.out(f" {key}   only {row.only}")
+        return
+    width = max(len(column.name) for column in row.columns)
+    for number, column in enumerate(row.columns):
+        start = key if number == 0 else " " * len(key)
+        show.out(f" {start}   {column.name.ljust(width)}   {_value(column.left)}  →  {_value(column.right)}")
+
+
+def _value(text: str | None) -> str:
+    if text is None:
+        return "null"
+    text = text.replace("\n", "\\n")
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"

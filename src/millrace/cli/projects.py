@@ -127,7 +127,7 @@ def run(
             resume=resume,
             logical_time=at,
             options=options,
-            show_as="silent" if json else "auto",
+            show_as="silent" if json else "terminal",
         )
         if json:
             show.as_json(result.to_json())
