@@ -46,6 +46,9 @@ class Copy:
     def fresh(self) -> Any:
         return route.fresh(self.spec, self.reader, self.target)
 
+    def dry_run(self) -> Any:
+        return route.dry_run(self.spec, self.reader, self.target)
+
     def stage(self, run: str | None = None, stopping: Callable[[], bool] | None = None) -> tuple[Staged, ...]:
         self.ctx = StepContext(self.step, {"dst": self.target}, run=run, stopping=stopping or (lambda: False))
         return route.stage(self.spec, self.reader, self.target, self.step, self.ctx)

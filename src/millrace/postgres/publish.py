@@ -67,12 +67,12 @@ def publish_in(
         if earlier is not None:
             entries.append(earlier)
             continue
-        proof = by_load.get((one.asset, one.load))
-        if proof is None:
-            raise ProofFailed(f"{one.asset} was not proven, so it is not published", where=str(one.asset))
         found = ledger.read(connection, one.asset, lock=True)
         if (found.seq if found else 0) != one.base:
             raise moved(one.asset, found)
+        proof = by_load.get((one.asset, one.load))
+        if proof is None:
+            raise ProofFailed(f"{one.asset} was not proven, so it is not published", where=str(one.asset))
         done = _apply(connection, ledger, one, found)
         entry = entry_for(
             one,
@@ -223,7 +223,7 @@ class _Table:
             for side in ("t", "s")
         )
         return self.run(
-            sql.SQL("update {} as t set {} from {} s where {} and row({}) operator(pg_catalog.*<>) row({})").format(
+            sql.SQL("update {} as t set {} from {} s where {} and pg_catalog.record_image_ne(row({}), row({}))").format(
                 self.relation.identifier, assign, self.stage, self.same_key, left, right
             )
         )

@@ -100,6 +100,8 @@ class _TargetError(Exception):
 
 
 def _translated(error: psycopg.Error, where: str, doing: str) -> MillraceError:
+    if error.sqlstate is None:  # libpq's own words: the connection was lost
+        error = psycopg.OperationalError(str(error))
     return translate(error, where=where, doing=doing)
 
 
