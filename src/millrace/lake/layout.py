@@ -34,6 +34,7 @@ LOG = "_delta_log"
 DATA_FILE = re.compile(r"(?P<load>\d{1,19})-(?P<number>\d+)\.parquet")
 MANIFEST = re.compile(r"(?P<seq>\d+)-(?P<load>\d{1,19})\.json")
 IMAGES = re.compile(r"(?P<seq>\d+)-(?P<load>\d{1,19})\.(?P<side>before|after)\.parquet")
+_COLOUR = re.compile("\x1b\\[[0-9;]*m")  # deltalake colours some of its messages
 LONGEST = 200  # of 255 bytes that file systems allow; leaves room for temporary suffixes
 LOCK_SECONDS = 15.0
 
@@ -143,12 +144,12 @@ def disk(place: Path | str, doing: str) -> Iterator[None]:
 
 def disk_error(error: BaseException, place: Path | str, doing: str) -> MillraceError:
     """Return our error for one of the operating system, or for one in which a library quotes it."""
-    text = str(error).strip() or type(error).__name__
+    text = _COLOUR.sub("", str(error)).strip() or type(error).__name__
     if "No space left on device" in text or "Disk quota exceeded" in text:
         return StepFailed(f"{doing}: the disk is full", where=str(place), hint="free some space, then run again")
     if isinstance(error, PermissionError) or "Permission denied" in text:
         return PermissionMissing(f"{doing}: no permission", where=str(place), detail=[text])
-    return StepFailed(f"{doing} failed", where=str(place), detail=text.splitlines()[:3])
+    return StepFailed(f"{doing} failed", where=str(place), detail=[line.strip() for line in text.splitlines()[:3]])
 
 
 def sync_file(path: Path) -> None:

@@ -11,7 +11,7 @@ from millrace.core.digest import Digest
 from millrace.core.events import reach
 from millrace.core.names import AssetId
 from millrace.core.staged import Counts, LedgerEntry, Level, Proof, Staged, entry_for
-from millrace.errors import GuardRefused, ProofFailed, SeqMoved, TransientFailure
+from millrace.errors import CommitUnknown, GuardRefused, MillraceError, ProofFailed, SeqMoved, TransientFailure
 from millrace.lake import ledger, log
 from millrace.lake.layout import Folder, disk
 from millrace.lake.ledger import Manifest
@@ -94,20 +94,43 @@ def _try(folder: Folder, staged: Staged, proof: Proof, expect: int, exclusive: b
     with disk(folder.path, f"publishing {staged.asset}"):
         ledger.write(folder, plan.manifest)
     reach("lake.publish.before_commit")
-    log.commit(
-        folder,
-        snapshot,
-        arrow_schema(staged.schema),
-        plan.manifest.added,
-        plan.remove,
-        seq=plan.manifest.entry.seq,
-        load=staged.load,
-        recreate=plan.recreate,
-    )
+    try:
+        log.commit(
+            folder,
+            snapshot,
+            arrow_schema(staged.schema),
+            plan.manifest.added,
+            plan.remove,
+            seq=plan.manifest.entry.seq,
+            load=staged.load,
+            recreate=plan.recreate,
+        )
+    except MillraceError as error:
+        _check_commit(folder, staged, error)
     reach("lake.publish.after_commit")
     with disk(folder.path, f"publishing {staged.asset}"):
         log.settle(folder, plan.manifest.version)
     return plan.manifest.entry
+
+
+def _check_commit(folder: Folder, staged: Staged, error: MillraceError) -> None:
+    """Return when the commit was made although an error came: what the library does after it (checkpoints) failed.
+
+    Raises:
+        MillraceError: the error, when the commit was not made.
+        CommitUnknown: nobody can say now.
+    """
+    try:
+        snapshot = log.open_table(folder)
+    except MillraceError:
+        raise CommitUnknown(
+            f"whether {staged.asset} was published is not known",
+            where=str(folder.path),
+            detail=[error.what, *error.detail],
+            hint="run again: the ledger decides",
+        ) from error
+    if snapshot is None or snapshot.load != staged.load:
+        raise error
 
 
 def check_seq(staged: Staged, previous: Manifest | None, expect: int) -> None:

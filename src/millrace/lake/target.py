@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace as changed
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from millrace.core.staged import LedgerEntry, Proof, Staged
 from millrace.errors import ContractBroken, GuardRefused, NotFound, UsageError
 from millrace.lake import gc, ledger, log
 from millrace.lake.changes import Change, change_of
+from millrace.lake.gc import RETAIN, VERSIONS
 from millrace.lake.layout import PRIVATE, Folder
 from millrace.lake.ledger import Manifest
 from millrace.lake.prove import prove
@@ -279,3 +281,16 @@ class LakeTarget:
             Paths of what was dropped, relative to the root. A table that somebody publishes to is left for later.
         """
         return [name for folder in self.folders() for name in gc.collect(folder, self.root, live)]
+
+    def vacuum(self, asset: AssetId, retain: timedelta = RETAIN, versions: int = VERSIONS) -> Sequence[str]:
+        """Drop the files of an asset's old versions, with their changes and manifests; never done by itself.
+
+        Args:
+            asset: a published asset.
+            retain: a version that was the newest less than this ago is kept.
+            versions: so many newest versions are kept anyway; at least one.
+
+        Returns:
+            Paths of what was dropped, relative to the root.
+        """
+        return gc.vacuum(self.folder(asset), self.root, asset, retain, versions)
