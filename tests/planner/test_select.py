@@ -123,7 +123,7 @@ def test_why(shop):
         "model:silver.orders": "selected by +silver.orders+",
         "model:gold.top": "it reads silver.orders",
         "load:silver.orders": "it reads silver.orders",
-        "dbt:shop": "it reads silver.orders",
+        "dbt:shop": "it reads warehouse/silver.orders",
         "gate:marts.fct_orders": "it reads marts",
         "page:sales": "it reads marts",
     }

@@ -178,6 +178,19 @@ class CheckResult:
             "sample": list(self.sample),
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CheckResult:
+        """Read what `to_json` wrote."""
+        return cls(
+            data["name"],
+            AssetId(*data["asset"]),
+            data["passed"],
+            data["blocking"],
+            data["failing"],
+            data["detail"],
+            tuple(data["sample"]),
+        )
+
 
 def score(checks: Sequence[CheckResult]) -> float:
     """Return the quality score of some checks: the share that passed, 0 to 1; 1.0 when there are none."""
@@ -215,18 +228,7 @@ class Proof:
     def from_json(cls, data: Mapping[str, Any]) -> Proof:
         """Read what `to_json` wrote."""
         digest = data["digest"]
-        checks = tuple(
-            CheckResult(
-                check["name"],
-                AssetId(*check["asset"]),
-                check["passed"],
-                check["blocking"],
-                check["failing"],
-                check["detail"],
-                tuple(check["sample"]),
-            )
-            for check in data["checks"]
-        )
+        checks = tuple(CheckResult.from_json(check) for check in data["checks"])
         return cls(
             AssetId(*data["asset"]),
             int(data["load"]),

@@ -217,7 +217,7 @@ class _Maker:
             step = Step(
                 key=f"load:{source}",
                 kind="load",
-                label=str(source),
+                label=str(table),
                 assets=(table,),
                 inputs=(source,),
                 target=WAREHOUSE,

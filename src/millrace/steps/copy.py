@@ -33,8 +33,8 @@ class CopyStep:
             return Freshness(False, "its options changed")
         if isinstance(target, PostgresTarget):
             return postgres_postgres.fresh(spec, reader, target)
-        import millrace.steps.routes.postgres_lake as postgres_lake
         from millrace.lake.target import LakeTarget
+        from millrace.steps.routes import postgres_lake
 
         if isinstance(target, LakeTarget):
             return postgres_lake.fresh(spec, reader, target)
@@ -49,8 +49,8 @@ class CopyStep:
             spec = replace(spec, full_refresh=True)  # a position says nothing about another selection of rows
         if isinstance(target, PostgresTarget):
             return postgres_postgres.stage(spec, reader, target, step, ctx)
-        import millrace.steps.routes.postgres_lake as postgres_lake
         from millrace.lake.target import LakeTarget
+        from millrace.steps.routes import postgres_lake
 
         if isinstance(target, LakeTarget):
             return postgres_lake.stage(spec, reader, target, step, ctx)

@@ -17,6 +17,7 @@ from millrace.steps.versions import judge, pinned
 from millrace.steps.warehouse import warehouse_of
 from millrace.transform.dbt import DbtEvent, DbtResult, build
 
+TESTS = "tests"  # dbt's tests in the detail of the first of what a build staged
 CHECKED = {"pass": True, "warn": False, "fail": False}
 
 
@@ -51,10 +52,11 @@ class DbtStep:
                 memory_limit=self._resources.memory_limit,
                 threads=self._resources.threads,
             )
-            ctx.report.checks(_checks(step, result))
+            checks = _checks(step, result)
+            ctx.report.checks(checks)
             result.check()
-            ctx.report.note(f"{len(result.models)} models, {len(result.tests)} tests")
-            return warehouse.stage_results(clone, self._requests(step, ctx, warehouse))
+            details = {asset: {TESTS: [check.to_json() for check in checks]} for asset in step.assets[:1]}
+            return warehouse.stage_results(clone, self._requests(step, ctx, warehouse), details)
 
     def _requests(self, step: Step, ctx: Context, warehouse: WarehouseTarget) -> list[StageRequest]:
         inputs = pinned(step, ctx)
@@ -90,8 +92,11 @@ class DbtStep:
         return tell
 
     def prove(self, step: Step, staged: Sequence[Staged], ctx: Context) -> tuple[Proof, ...]:
-        """Record the digests of what dbt made; its tests ran while it built."""
+        """Record the digests of what dbt made; its tests ran while it built, and their outcomes came with the stage."""
         warehouse = warehouse_of(ctx, step)
+        tests = [CheckResult.from_json(check) for item in staged for check in item.detail.get(TESTS, ())]
+        ctx.report.checks(tests)
+        ctx.report.note(f"{len(tests)} tests")
         return tuple(warehouse.prove(item) for item in staged)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from millrace.core.names import AssetId
 from millrace.core.plan import Step
 from millrace.core.ports import Context
-from millrace.core.staged import CheckResult
+from millrace.core.staged import CheckResult, score
 from millrace.duck.engine import translated
 from millrace.duck.warehouse import WarehouseTarget
 from millrace.quality.gate import Query, Relations, enforce, run_checks
@@ -54,4 +54,6 @@ def enforce_checks(
     results = run_checks(rules, query, relation, key=key, now=now, relations=relations)
     ctx.report.checks(results)
     enforce(results, last_good)
+    if results:
+        ctx.report.note(f"score {score(results):.3f}")
     return results
