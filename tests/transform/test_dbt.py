@@ -131,6 +131,14 @@ def run(place: Path, target: WarehouseTarget, name: str, query: str, **more: Any
     return result
 
 
+def seed(target: WarehouseTarget) -> None:
+    """Publish a warehouse without dbt."""
+    silver(target, "r0", "select 1 as order_id")
+    asset = AssetId("silver", "orders")
+    one = target.stage_results(target.clone("r0"), [StageRequest(asset, 1, "r0", "load", 0, "member", Schema(()), {})])
+    target.publish(one, [target.prove(one[0])], {asset: 0})
+
+
 def read(target: WarehouseTarget, query: str) -> list[tuple[Any, ...]]:
     connection = target.reader()
     assert connection is not None
@@ -171,6 +179,13 @@ def test_dbt_is_not_started_when_nothing_changed(place: Path, monkeypatch: pytes
         graph(place / "dbt", place / "cache")
 
 
+def test_what_a_run_gives_does_not_start_dbt(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "dbt" / "models" / "marts" / "log.sql").write_text("select '{{ env_var('MILLRACE_NOW') }}' as x")
+    first = graph(place / "dbt", place / "cache", environment={"MILLRACE_NOW": "1"})
+    monkeypatch.setattr(dbt, "_run", lambda *_, **__: pytest.fail("dbt was started"))
+    assert graph(place / "dbt", place / "cache", environment={"MILLRACE_NOW": "2"}) == first
+
+
 @pytest.mark.slow
 def test_a_variable_of_the_environment_is_part_of_the_graph(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "dbt" / "models" / "marts" / "log.sql").write_text(
@@ -181,7 +196,10 @@ def test_a_variable_of_the_environment_is_part_of_the_graph(place: Path, monkeyp
     assert AssetId("hush-hush", "log") in graph(place / "dbt", place / "cache").assets
 
 
-def test_incremental_models_carry_on_in_clones_of_clones(place: Path) -> None:
+def test_incremental_models_carry_on_in_clones_of_clones(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DBT_TARGET_PATH", "DBT_PROFILES_DIR"):  # settings of the user's own dbt do not reach ours
+        monkeypatch.setenv(name, str(place / "elsewhere"))
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
     target = WarehouseTarget(place / "warehouse")
     before = sorted(str(p) for p in (place / "dbt").rglob("*"))
     events: list[DbtEvent] = []
@@ -189,29 +207,29 @@ def test_incremental_models_carry_on_in_clones_of_clones(place: Path) -> None:
     assert {node.status for node in result.nodes} == {"success", "pass"}
     assert (len(result.models), len(result.tests)) == (4, 5)
     assert [event.index for event in events if event.kind == "start"] == list(range(1, 10))
-    assert events[-1].total == 0
+    assert {event.total for event in events if event.kind == "start"} == {9}
     run(place, target, "r2", ORDERS.format(low=90, high=120, load=2).replace("1.5", "2.5"))
-    run(place, target, "r3", ORDERS.format(low=110, high=130, load=3))
     assert read(target, "select count(*), count(distinct order_id), max(load_id) from marts.fct_orders") == [
-        (130, 130, 3)
+        (120, 120, 2)
     ]
-    assert read(target, "select sum(amount) from marts.fct_orders where order_id between 90 and 109")[0][
-        0
-    ] == 2.5 * sum(range(90, 110))
-    assert read(target, "select count(*) from marts.log") == [(3,)]
+    assert read(target, "select sum(amount) from marts.fct_orders where order_id >= 90")[0][0] == 2.5 * sum(
+        range(90, 120)
+    )
+    assert read(target, "select count(*) from marts.log") == [(2,)]
     entry = target.ledger(AssetId("marts", "fct_orders"))
     assert entry is not None
-    assert (entry.seq, entry.rows, entry.level) == (3, 130, "none")
+    assert (entry.seq, entry.rows, entry.level) == (2, 120, "none")
     assert entry.digest is not None
-    run(place, target, "r4", ORDERS.format(low=0, high=5, load=4), full_refresh=True)
+    run(place, target, "r3", ORDERS.format(low=0, high=5, load=4), full_refresh=True)
     assert read(target, "select count(*) from marts.fct_orders") == [(5,)]
     assert sorted(str(p) for p in (place / "dbt").rglob("*")) == before  # nothing lands in the user's folder
+    assert not (place / "elsewhere").exists()
     assert sorted(p.name for p in target.current().parent.iterdir()) == [".owner", "stage.json", "warehouse.duckdb"]  # type: ignore[union-attr]
 
 
 def test_a_failed_test_leaves_the_old_warehouse(place: Path) -> None:
     target = WarehouseTarget(place / "warehouse")
-    run(place, target, "r1", ORDERS.format(low=0, high=10, load=1))
+    seed(target)
     before = target.current()
     with pytest.raises(GateFailed, match="dbt test no_negative failed: 4 failing rows") as caught:
         run(place, target, "r2", ORDERS.format(low=-4, high=0, load=2))
@@ -219,8 +237,7 @@ def test_a_failed_test_leaves_the_old_warehouse(place: Path) -> None:
     assert "configured to fail if != 0" in caught.value.detail[0]
     assert target.current() == before
     assert [p.name for p in target._layout.folders()] == ["000001"]
-    run(place, target, "r3", ORDERS.format(low=0, high=20, load=3))
-    assert read(target, "select count(*) from marts.fct_orders") == [(20,)]
+    assert read(target, "select count(*) from silver.orders") == [(1,)]
 
 
 @pytest.mark.slow
@@ -276,16 +293,6 @@ def test_a_torn_partial_parse_is_no_obstacle(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_settings_of_the_users_own_dbt_do_not_reach_ours(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DBT_TARGET_PATH", str(place / "elsewhere"))
-    monkeypatch.setenv("DBT_PROFILES_DIR", str(place / "elsewhere"))
-    monkeypatch.setenv("PYTHONWARNINGS", "error")
-    target = WarehouseTarget(place / "warehouse")
-    run(place, target, "r1", ORDERS.format(low=0, high=10, load=1))
-    assert not (place / "elsewhere").exists()
-
-
-@pytest.mark.slow
 def test_stopping_ends_dbt(place: Path) -> None:
     target = WarehouseTarget(place / "warehouse")
     started: list[str] = []
@@ -319,7 +326,9 @@ with clone.savepoint(7):
 @pytest.mark.slow
 def test_a_killed_build_is_undone_and_leaves_no_process(place: Path) -> None:
     target = WarehouseTarget(place / "warehouse")
-    run(place, target, "r1", ORDERS.format(low=0, high=10, load=1))
+    seed(target)
+    silver(target, "killed", ORDERS.format(low=0, high=10, load=1))
+    target.clone("killed").release()
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(place)], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdout.readline() == "go\n"
@@ -331,6 +340,6 @@ def test_a_killed_build_is_undone_and_leaves_no_process(place: Path) -> None:
     child.stdout.close()
     runner.wait(10)
     run(place, target, "killed", ORDERS.format(low=0, high=10, load=1))
-    assert read(target, "select count(*) from marts.log") == [(2,)]
+    assert read(target, "select count(*) from marts.log") == [(1,)]
     target.gc(lambda _: False)
     assert [p.name for p in target._layout.folders()] == ["000001", "000002"]

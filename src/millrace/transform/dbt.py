@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,13 +254,20 @@ def _versions() -> str:
         raise ExtraMissing("dbt", "dbt") from None
 
 
-def graph(project_dir: Path, cache_dir: Path, variables: Mapping[str, Any] | None = None) -> DbtGraph:
+def graph(
+    project_dir: Path,
+    cache_dir: Path,
+    variables: Mapping[str, Any] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+) -> DbtGraph:
     """Return what a dbt project makes; dbt is started only when the folder is not as it was.
 
     Args:
         project_dir: the folder of `dbt_project.yml`.
         cache_dir: Millrace's folder for this project and environment.
         variables: dbt's vars.
+        environment: as for `build`; their values do not count as a change.
 
     Raises:
         ExtraMissing: dbt is not installed.
@@ -274,11 +281,12 @@ def graph(project_dir: Path, cache_dir: Path, variables: Mapping[str, Any] | Non
         data = json.loads(cached.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         data = None
-    if data is None or data["env"] != _environment(data["env"]):
+    given = dict(environment or {})
+    if data is None or data["env"] != _environment(data["env"], given):
         with tempfile.TemporaryDirectory(prefix="millrace-dbt-") as scratch:
-            answer = _run("parse", project_dir, Path(scratch), cache_dir, variables=variables)
+            answer = _run("parse", project_dir, Path(scratch), cache_dir, variables=variables, environment=environment)
         data = answer["graph"]
-        data["env"] = _environment(data["env"])
+        data["env"] = _environment(data["env"], given)
         fresh = cached.with_suffix(".tmp")
         fresh.write_text(json.dumps(data), encoding="utf-8")
         fresh.replace(cached)
@@ -288,9 +296,12 @@ def graph(project_dir: Path, cache_dir: Path, variables: Mapping[str, Any] | Non
     return _graph(code, data)
 
 
-def _environment(names: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+def _environment(names: Iterable[str], given: Mapping[str, str]) -> dict[str, str]:
     """Return hashes of the environment variables that the project reads: their values may be secret."""
-    return {name: hashlib.sha256(os.environ.get(name, "\0").encode()).hexdigest()[:16] for name in names}
+    return {
+        name: "" if name in given else hashlib.sha256(os.environ.get(name, "\0").encode()).hexdigest()[:16]
+        for name in names
+    }
 
 
 def _graph(code: str, data: Mapping[str, Any]) -> DbtGraph:
@@ -344,6 +355,7 @@ def build(
     cache_dir: Path,
     variables: Mapping[str, Any] | None = None,
     *,
+    environment: Mapping[str, str] | None = None,
     full_refresh: bool = False,
     on_event: Callable[[DbtEvent], None] | None = None,
     stopping: Callable[[], bool] | None = None,
@@ -357,7 +369,9 @@ def build(
         project_dir: the folder of `dbt_project.yml`; it is only read.
         run_folder: the clone's folder: dbt's working folder.
         cache_dir: Millrace's folder for this project and environment.
-        variables: dbt's vars.
+        variables: dbt's vars. A change of them makes dbt parse the whole project again, so what differs from run to
+            run belongs into `environment`.
+        environment: variables that models may read by `env_var()`; dbt parses only the files that do again.
         full_refresh: make incremental models anew.
         on_event: called as nodes begin and end.
         stopping: asked several times a second; true ends dbt, and the clone is worthless.
@@ -381,6 +395,7 @@ def build(
         run_folder,
         cache_dir,
         variables=variables,
+        environment=environment,
         full_refresh=full_refresh,
         on_event=on_event,
         stopping=stopping,
@@ -478,6 +493,7 @@ def _run(
     cache_dir: Path,
     *,
     variables: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
     full_refresh: bool = False,
     on_event: Callable[[DbtEvent], None] | None = None,
     stopping: Callable[[], bool] | None = None,
@@ -496,7 +512,7 @@ def _run(
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "millrace.transform.dbt_runner"],
             cwd=folder,
-            env=_child_environment(project_dir, profiles, cache_dir, name),
+            env=_child_environment(project_dir, profiles, cache_dir, name) | dict(environment or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
