@@ -322,6 +322,20 @@ def test_a_foreign_table_is_not_taken(lake, table):
     assert lake.rows() == rows(TWO)
 
 
+def test_a_foreign_table_with_partitions_is_replaced_whole(lake, table):
+    folder = lake.target.folder(lake.asset).path
+    own = table(ONE).append_column("_millrace_seq", pa.array([1, 1]))
+    own = own.append_column("_millrace_loaded_at", pa.array([1, 1], pa.timestamp("us", "UTC")))
+    write_deltalake(folder, own, partition_by=["name"])
+    stage = lake.target.open_stage(lake.request(11), replace=True)
+    stage.write(Segment.whole(), table(TWO).to_reader())
+    lake.publish(stage.close(Whole()))
+    assert lake.rows() == rows(TWO)
+    delta = DeltaTable(folder)
+    assert delta.metadata().partition_columns == []
+    assert sorted(delta.to_pyarrow_table()["id"].to_pylist()) == [1, 3]
+
+
 def test_foreign_rows_are_seen_and_foreign_upkeep_is_not_minded(lake, table):
     lake.put(11, table(ONE))
     lake.put(12, table(TWO), "append")

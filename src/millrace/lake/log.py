@@ -62,8 +62,11 @@ class Snapshot:
         return name if (self.folder.path / name).exists() else unquote(name)
 
     def same_columns(self, schema: pa.Schema) -> bool:
-        """Whether the table has exactly the columns of an Arrow schema."""
+        """Whether the table is ours and has exactly the columns of an Arrow schema."""
         from deltalake import Schema
+
+        if not self.seq:  # whoever made it may have given it partitions or features that our files know nothing of
+            return False
 
         found: bool = json.loads(self.table.schema().to_json()) == json.loads(Schema.from_arrow(schema).to_json())
         return found
