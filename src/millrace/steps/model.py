@@ -163,9 +163,14 @@ def _lake(step: Step, ctx: Context) -> LakeTarget:
 
 
 def _stage_whole(work: _Work) -> Staged:
+    """Run the whole SELECT. Of an upsert model only what differs is staged; rows that it gives no more are deleted."""
+    upsert = work.step.spec["kind"] == "upsert" and work.entry is not None
+    old = work.lake.files(work.asset, work.entry.seq) if upsert and work.entry else []
+    # before the result is opened: DuckDB refuses a statement beside an open result
+    keys = views.keys(work.connection, KEYS, old, work.key) if old else None
     result = run_model(work.connection, work.model, parameters(work.ctx.logical_time), key=work.key)
-    if work.step.spec["kind"] == "upsert" and work.entry is not None and _same_columns(work, result.schema):
-        return _stage_differences(work, result)
+    if upsert and _same_columns(work, result.schema):
+        return _upsert(work, result, keys)
     stage = work.lake.open_stage(work.request(result.schema, "replace" if work.entry else "create"))
     stage.drop(stage.done())  # a model's rows are not read from a source that could be compared with what is left
     counted = Counting(result, work.ctx)
@@ -209,12 +214,6 @@ def _stage_changes(work: _Work, filters: dict[AssetId, KeyFilter]) -> Staged:
     if not _same_columns(work, result.schema):
         return _stage_whole(work)
     return _upsert(work, result, Fragment(next(iter(filters.values())).relation))
-
-
-def _stage_differences(work: _Work, result: ModelResult) -> Staged:
-    """Compute everything and upsert what differs: rows that are not given any more are deleted."""
-    old = work.lake.files(work.asset, work.entry.seq if work.entry else None)
-    return _upsert(work, result, views.keys(work.connection, KEYS, old, work.key) if old else None)
 
 
 def _upsert(work: _Work, result: ModelResult, keys: Fragment | None) -> Staged:
