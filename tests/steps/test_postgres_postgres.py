@@ -322,6 +322,21 @@ def test_swapped_values_and_changed_keys(pair: Copy) -> None:
     assert equal(pair)
 
 
+def test_rows_that_exchange_unique_values(pair: Copy) -> None:
+    pair.run()
+    execute(pair.urls[1], "create unique index on t (name)")
+    execute(
+        pair.urls[0],
+        "update t set name = 'row ' || (case id when 1 then 2 when 2 then 3 else 1 end) where id < 4",
+        "insert into t (id, name) values (7777, 'new')",
+        "delete from t where id = 9",
+    )
+    entry = pair.run()
+    assert entry is not None
+    assert entry.counts == Counts(1, 3, 1)
+    assert equal(pair)
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -558,6 +573,21 @@ def test_append_adds_only(changing: Copy) -> None:
     assert rows(changing.urls[1], "select v from t where id in (1, 9000) order by id") == [("v1",), ("new",)]
     assert copy.fresh().fresh
     assert clean(changing)
+
+
+def test_an_emptied_target_is_loaded_anew(changing: Copy) -> None:
+    changing.run()
+    execute(changing.urls[1], "truncate t")
+    assert not changing.fresh().fresh
+    entry = changing.run()
+    assert entry is not None
+    assert entry.counts == Counts(1000)
+    execute(changing.urls[1], "drop table t")
+    assert changing.fresh().reason == "the target table is missing"
+    entry = changing.run()
+    assert entry is not None
+    assert (entry.seq, entry.counts) == (3, Counts(1000))
+    assert equal(changing)
 
 
 def test_unknown_cursor_column(changing: Copy) -> None:

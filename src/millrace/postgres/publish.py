@@ -71,7 +71,7 @@ def publish_in(
         if (found.seq if found else 0) != one.base:
             raise moved(one.asset, found)
         proof = by_load.get((one.asset, one.load))
-        if proof is None:
+        if proof is None or proof.digest is None or proof.digest.rows != sum(d.rows for d in one.expected.values()):
             raise ProofFailed(f"{one.asset} was not proven, so it is not published", where=str(one.asset))
         done = _apply(connection, ledger, one, found)
         entry = entry_for(
@@ -211,25 +211,53 @@ class _Table:
         """The predicate of target rows whose key the stage does not hold."""
         return sql.SQL("not exists (select from {} s where {})").format(self.stage, self.same_key)
 
-    def update(self) -> int:
-        """Make rows equal whose key the stage holds and that differ in any byte."""
-        keys = {column.name for column in self.key}
-        rest = [column for column in self.writable if column.name not in keys]
-        if not rest:
-            return 0
-        assign = sql.SQL(", ").join(sql.SQL("{0} = s.{0}").format(column.identifier) for column in rest)
+    @property
+    def differs(self) -> sql.Composable:
+        """The condition that target row `t` and stage row `s` of one key differ in any byte."""
         left, right = (
             sql.SQL(", ").join(sql.SQL("{}.{}").format(sql.SQL(side), column.identifier) for column in self.writable)
             for side in ("t", "s")
         )
-        return self.run(
-            sql.SQL("update {} as t set {} from {} s where {} and pg_catalog.record_image_ne(row({}), row({}))").format(
-                self.relation.identifier, assign, self.stage, self.same_key, left, right
+        return sql.SQL("{} and pg_catalog.record_image_ne(row({}), row({}))").format(self.same_key, left, right)
+
+    def upsert(self) -> tuple[int, int]:
+        """Make the target hold the stage's rows; return how many were (updated, inserted).
+
+        Rows that exchange values of another unique column cannot be updated one after the other: they are deleted
+        and inserted. The same goes for identity columns that may not be updated.
+        """
+        updated = self._update()
+        if updated is None:
+            updated = self.run(
+                sql.SQL("delete from {} as t using {} s where {}").format(
+                    self.relation.identifier, self.stage, self.differs
+                )
             )
+            return updated, self.insert() - updated
+        return updated, self.insert()
+
+    def _update(self) -> int | None:
+        """Update rows that differ in any byte; None when they cannot be updated."""
+        keys = {column.name for column in self.key}
+        rest = [column for column in self.writable if column.name not in keys]
+        if not rest:
+            return 0
+        if any(column.identity == "a" for column in rest):
+            return None
+        assign = sql.SQL(", ").join(sql.SQL("{0} = s.{0}").format(column.identifier) for column in rest)
+        statement = sql.SQL("update {} as t set {} from {} s where {}").format(
+            self.relation.identifier, assign, self.stage, self.differs
         )
+        if not any(index.unique and set(index.columns) != keys for index in self.relation.indexes):
+            return self.run(statement)
+        try:
+            with self.connection.transaction():
+                return self.run(statement)
+        except psycopg.errors.UniqueViolation:
+            return None
 
     def insert(self) -> int:
-        """Add the rows whose key the target does not hold."""
+        """Add the rows whose key the target does not hold, and set its own sequences past them."""
         names = sql.SQL(", ").join(column.identifier for column in self.writable)
         values = sql.SQL(", ").join(sql.SQL("s.{}").format(column.identifier) for column in self.writable)
         count = self.run(
@@ -327,7 +355,7 @@ def _sync(table: _Table) -> Applied:
                 where=str(table.staged.asset),
                 hint="a trigger or rule of the table keeps rows",
             )
-    updated, inserted = table.update(), table.insert()
+    updated, inserted = table.upsert()
     found = table.digest()
     table.prove(found, Digest.from_json(table.staged.detail["whole"]), "all rows")
     return Applied(Counts(inserted, updated, deletes), "table", found, found.rows)
@@ -359,7 +387,7 @@ def _merge(table: _Table) -> Applied:
     """Upsert the changes and prove the merged keys."""
     _deduplicate(table)
     wanted = table.stage_digest()
-    updated, inserted = table.update(), table.insert()
+    updated, inserted = table.upsert()
     keys = sql.SQL("exists (select from {} s where {})").format(table.stage, table.same_key)
     found = table.digest(keys)
     table.prove(found, wanted, "the merged rows")

@@ -119,19 +119,30 @@ class _Pump:
         self.output = select.poll()
 
     def begin(self, query: bytes, into: bytes) -> None:
-        """Start both statements."""
-        result = self.source.exec_(query)
-        if result.status != pq.ExecStatus.COPY_OUT:
-            raise error_from_result(result)
-        try:
-            result = self.target.exec_(into)
-        except psycopg.Error as error:
-            raise _TargetError(error) from error
-        if result.status != pq.ExecStatus.COPY_IN:
-            raise _TargetError(error_from_result(result))
-        self.target.nonblocking = 1
+        """Start both statements; a lock that one of them waits for does not keep `stopping` from being asked."""
         self.input.register(self.source.socket, select.POLLIN)
         self.output.register(self.target.socket, select.POLLOUT | select.POLLIN)
+        self._start(self.source, self.input, query, pq.ExecStatus.COPY_OUT)
+        try:
+            self.output.modify(self.target.socket, select.POLLIN)
+            self._start(self.target, self.output, into, pq.ExecStatus.COPY_IN)
+            self.output.modify(self.target.socket, select.POLLOUT | select.POLLIN)
+            self.target.nonblocking = 1
+        except psycopg.Error as error:
+            raise _TargetError(error) from error
+
+    def _start(self, connection: pq.abc.PGconn, poll: select.poll, statement: bytes, wanted: pq.ExecStatus) -> None:
+        connection.send_query(statement)
+        self._wait(connection, poll)
+        result = connection.get_result()
+        if result is None or result.status != wanted:
+            raise psycopg.OperationalError("no answer") if result is None else error_from_result(result)
+
+    def _wait(self, connection: pq.abc.PGconn, poll: select.poll) -> None:
+        while connection.is_busy():
+            if poll.poll(WAKE_MS):
+                connection.consume_input()
+            self._check()
 
     def run(self) -> None:
         """Move everything."""
@@ -183,16 +194,28 @@ class _Pump:
 
     def end(self) -> tuple[int, int]:
         """End both statements; return the rows that each side counted."""
-        read = _rows(_results(self.source, self.input, self._check))
+        read = self._rows(self.source, self.input)
         try:
             self.target.put_copy_end()
             self._flush()
             self.output.modify(self.target.socket, select.POLLIN)
-            written = _rows(_results(self.target, self.output, self._check))
+            written = self._rows(self.target, self.output)
             self.target.nonblocking = 0
         except psycopg.Error as error:
             raise _TargetError(error) from error
         return read, written
+
+    def _rows(self, connection: pq.abc.PGconn, poll: select.poll) -> int:
+        """Read a statement's results to the end; return the rows that the server counted."""
+        count = 0
+        while True:
+            self._wait(connection, poll)
+            result = connection.get_result()
+            if result is None:
+                return count
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise error_from_result(result)
+            count += result.command_tuples or 0
 
     def abort(self, source: Connection, target: Connection, reason: str) -> None:
         """Cancel both sides and close their connections."""
@@ -202,23 +225,3 @@ class _Pump:
                     connection.cancel_safe(timeout=CANCEL_SECONDS)
             with contextlib.suppress(Exception):
                 connection.close()
-
-
-def _results(connection: pq.abc.PGconn, poll: select.poll, check: Callable[[], None]) -> list[pq.abc.PGresult]:
-    """Return the results of a statement that was sent, waiting without the GIL."""
-    results: list[pq.abc.PGresult] = []
-    while True:
-        while connection.is_busy():
-            if poll.poll(WAKE_MS):
-                connection.consume_input()
-            check()
-        result = connection.get_result()
-        if result is None:
-            return results
-        if result.status == pq.ExecStatus.FATAL_ERROR:
-            raise error_from_result(result)
-        results.append(result)
-
-
-def _rows(results: Sequence[pq.abc.PGresult]) -> int:
-    return sum(result.command_tuples or 0 for result in results)

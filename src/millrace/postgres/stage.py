@@ -414,7 +414,8 @@ class PostgresStage:
                     self._ledger.sql("update {stage} set staged = %s where layer = %s and name = %s and token = %s"),
                     (json.dumps(staged.to_json()), self.asset.layer, self.asset.name, self.token),
                 )
-            connection.execute(sql.SQL("analyze {}").format(self.identifier))
+            if request.how != "create":  # the publish joins it; of a new table the server's own vacuum takes care
+                connection.execute(sql.SQL("analyze {}").format(self.identifier))
         reach("postgres.stage.closed")
         return staged
 

@@ -196,8 +196,8 @@ class PostgresTarget:
 
     def _keep_alive(self, staged: Staged) -> None:
         """Become the heartbeat of a stage that another process has closed."""
-        token = staged.detail["token"]
-        if token in self._hearts:
+        token = staged.detail.get("token")
+        if token is None or token in self._hearts:
             return
         heart = Heart(self.database, self.book, staged.asset, token)
         self._hearts[token] = heart
@@ -220,6 +220,8 @@ class PostgresTarget:
             if expect.get(one.asset, one.base) != one.base:
                 self._let_go(one)
                 raise moved(one.asset, self.ledger(one.asset))
+        for one in staged:
+            self._keep_alive(one)
         try:
             entries = self._patiently(staged, proofs)
         except BaseException:
@@ -346,6 +348,7 @@ class PostgresTarget:
         with self.connect("gc") as connection, translated(self.database.label, "drop leftovers", connection=connection):
             if not self.book.known(connection):
                 return []
+            connection.execute(sql.SQL("set lock_timeout = {}").format(sql.Literal(stages.LOCK_MS)))
             for row in stages.rows(connection, self.book):
                 if live(row.run) or row.live:
                     continue

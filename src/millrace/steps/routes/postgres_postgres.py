@@ -128,7 +128,7 @@ def _look(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Ite
         key = tuple(column.name for column in key_columns(source, spec.key or source.key))
         if spec.cursor is not None and spec.mode != "full":
             source[spec.cursor]  # NotFound with the nearest name
-        since = _since(spec, entry) if relation is not None else None
+        since = _since(spec, entry) if relation is not None and _filled(target, relation) else None
         how: How = "sync"
         if relation is None:
             how = "create"
@@ -139,6 +139,15 @@ def _look(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Ite
         if relation is not None:
             check_fit(source.columns, relation, label=target.database.label)
         yield _Look(spec, reader, target, snap, source, key, entry, relation, how, since)
+
+
+def _filled(target: PostgresTarget, relation: Relation) -> bool:
+    """Say whether a table has rows: changes since a position are worth nothing to one that was emptied."""
+    with (
+        target.connect("look") as there,
+        translated(target.database.label, f"look into {relation.ref}", connection=there),
+    ):
+        return there.execute(sql.SQL("select from {} limit 1").format(relation.identifier)).fetchone() is not None
 
 
 def _since(spec: CopySpec, entry: LedgerEntry | None) -> Cursor | None:
