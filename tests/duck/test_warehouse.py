@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -457,7 +458,7 @@ def test_a_run_belongs_to_one_process_at_a_time(target: WarehouseTarget, parquet
         target.clone("both")
     assert f"pid {first.pid} " in caught.value.detail[0]
     first.kill()
-    first.wait(60)
+    first.communicate(timeout=60)
     staged = target.load(target.clone("both"), ORDERS, parquet(0, 1000), SCHEMA, request("both", 0))
     target.publish([staged], [target.prove(staged)], {ORDERS: 0})
     assert read(target) == (1000, 499500)
@@ -508,6 +509,21 @@ def test_a_full_disk_leaves_the_old_warehouse(tmp_path: Path, parquet: Parquet) 
         tidy(target, [path.name for path in target._layout.folders()])
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_steps_in_several_threads_share_one_clone(target: WarehouseTarget, parquet: Parquet) -> None:
+    assets = [AssetId("silver", f"t{number}") for number in range(6)]
+    files = parquet(0, 500)
+
+    def one(asset: AssetId) -> Staged:
+        return target.load(target.clone("r1"), asset, files, SCHEMA, request("r1", 0, asset))
+
+    with ThreadPoolExecutor(6) as pool:
+        staged = list(pool.map(one, assets))
+    assert sorted(found.asset for found in target.stages()) == assets
+    entries = target.publish(staged, [target.prove(found) for found in staged], dict.fromkeys(assets, 0))
+    assert [entry.rows for entry in entries] == [500] * 6
+    tidy(target, ["000001"])
 
 
 def test_a_second_warehouse_object_in_the_process_sees_the_same(target: WarehouseTarget, parquet: Parquet) -> None:

@@ -170,7 +170,7 @@ def test_the_graph(place: Path) -> None:
 
 def test_dbt_is_not_started_when_nothing_changed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = graph(place / "dbt", place / "cache")
-    monkeypatch.setattr(dbt, "_run", lambda *_, **__: pytest.fail("dbt was started"))
+    monkeypatch.setattr(dbt, "run_dbt", lambda *_, **__: pytest.fail("dbt was started"))
     (place / "dbt" / "target").mkdir()
     (place / "dbt" / "target" / "x.json").write_text("{}")
     assert graph(place / "dbt", place / "cache") == first
@@ -182,7 +182,7 @@ def test_dbt_is_not_started_when_nothing_changed(place: Path, monkeypatch: pytes
 def test_what_a_run_gives_does_not_start_dbt(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "dbt" / "models" / "marts" / "log.sql").write_text("select '{{ env_var('MILLRACE_NOW') }}' as x")
     first = graph(place / "dbt", place / "cache", environment={"MILLRACE_NOW": "1"})
-    monkeypatch.setattr(dbt, "_run", lambda *_, **__: pytest.fail("dbt was started"))
+    monkeypatch.setattr(dbt, "run_dbt", lambda *_, **__: pytest.fail("dbt was started"))
     assert graph(place / "dbt", place / "cache", environment={"MILLRACE_NOW": "2"}) == first
 
 

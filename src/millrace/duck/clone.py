@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _held: dict[str, int] = {}
 """Folders whose `.owner` this process has locked, with the open file."""
+alone = threading.RLock()
+"""Held by a thread that finds, makes or notes a clone: steps of one group may run in several."""
 _active: set[str] = set()
 """Folders in which this process is inside a savepoint."""
 
@@ -141,11 +144,11 @@ class Clone:
 
     def record(self, staged: Sequence[Staged]) -> None:
         """Record members; of an asset that was staged before, the new one counts."""
-        note = self._note()
-        assets = {one.asset for one in staged}
-        kept = [one for one in self.members() if one.asset not in assets]
-        note["members"] = [one.to_json() for one in (*kept, *staged)]
-        with disk(self.folder, "recording the stage"):
+        with alone, disk(self.folder, "recording the stage"):
+            note = self._note()
+            assets = {one.asset for one in staged}
+            kept = [one for one in self.members() if one.asset not in assets]
+            note["members"] = [one.to_json() for one in (*kept, *staged)]
             replace(self.folder / NOTE, json.dumps(note))
 
     @contextmanager

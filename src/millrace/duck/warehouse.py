@@ -23,7 +23,7 @@ from millrace.core.position import Position, Versions
 from millrace.core.schema import Schema
 from millrace.core.staged import FORMAT, Counts, LedgerEntry, Proof, Staged, entry_for
 from millrace.duck import engine, ledger
-from millrace.duck.clone import Clone, gone, own, release
+from millrace.duck.clone import Clone, alone, gone, own, release
 from millrace.duck.digest import digest, types
 from millrace.duck.engine import Fragment, fill, qualified, rows, transaction, translated
 from millrace.duck.kinds import load_columns, schema_of
@@ -107,20 +107,28 @@ class WarehouseTarget:
             TargetBusy: another process works on this run.
             StepFailed: the disk is full, or the published file cannot be read.
         """
+        with alone:
+            return self._filled(self._found(run) or self._made(run))
+
+    def _found(self, run: str) -> Clone | None:
+        """Return the run's clone, if it has one that can still be published; drop it if it cannot."""
         for folder in self._layout.clones():
             note = self._layout.note(folder)
             if note is None or note["run"] != run:
                 continue
             own(folder, run)
             if note["base"] == self._layout.current_name():
-                return self._filled(self._clone(folder, note))
+                return self._clone(folder, note)
+            self._drop(folder)
             if note["members"]:
                 raise SeqMoved(
                     f"someone else published the warehouse since run {run} began",
                     where=str(self.root),
                     hint="run again: it starts from what is published now",
                 )
-            self._drop(folder)
+        return None
+
+    def _made(self, run: str) -> Clone:
         with self._layout.lock(), disk(self.root, "making a clone of the warehouse"):
             note = {
                 "format": FORMAT,
@@ -131,7 +139,7 @@ class WarehouseTarget:
             }
             folder = self._layout.take_number(note)
             own(folder, run)
-        return self._filled(self._clone(folder, note))
+        return self._clone(folder, note)
 
     def _clone(self, folder: Path, note: Mapping[str, Any]) -> Clone:
         return Clone(self._layout, folder, note["run"], note["base"], self.memory_limit, self.threads)
@@ -195,13 +203,14 @@ class WarehouseTarget:
         for kept in clone.staged(request.load):
             if kept.asset == asset and kept.inputs == dict(request.inputs) and kept.code == request.code:
                 return kept
-        clone.recover()
-        connection = clone.connect()
-        try:
-            with translated(str(clone.path), f"loading {asset}"):
-                expected = self._load(connection, asset, list(files), schema)
-        finally:
-            connection.close()
+        with alone:  # DuckDB loads one table with all its threads; two at once would conflict in the catalogue
+            clone.recover()
+            connection = clone.connect()
+            try:
+                with translated(str(clone.path), f"loading {asset}"):
+                    expected = self._load(connection, asset, list(files), schema)
+            finally:
+                connection.close()
         if count is not None and count != expected.rows:
             raise ProofFailed(
                 f"{asset} was not loaded: its files hold {expected.rows:,} rows, its ledger says {count:,}",

@@ -1,0 +1,275 @@
+"""One command of dbt in a process of its own: the profile, the environment, the lock, the pipe, and its end.
+
+Contract: the user's folder is only read; nothing is passed as a process argument; no process is left, whether the
+command ends, fails, is stopped, or we are killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from millrace.errors import (
+    ExtraMissing,
+    Interrupted,
+    MillraceError,
+    NotFound,
+    Place,
+    ProjectError,
+    StepFailed,
+    TargetBusy,
+)
+
+_STOP_SECONDS = 10.0
+_LOCK_SECONDS = 600.0  # a build before ours may take that long
+_FILE = re.compile(r"(?<![\w./-])((?:[\w.-]+/)*[\w.-]+\.(?:sql|ya?ml|csv|py|md))\b")
+_LINE = re.compile(r"\bline (\d+)(?:, column (\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class DbtEvent:
+    """A node began or ended; `index` of `total` at the start."""
+
+    kind: str
+    unique_id: str
+    name: str
+    resource: str
+    status: str
+    index: int
+    total: int
+    seconds: float
+
+
+def versions() -> str:
+    """Return what dbt is made of here, without importing it. Raises ExtraMissing."""
+    try:
+        return " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("dbt-core", "dbt-duckdb", "duckdb"))
+    except importlib.metadata.PackageNotFoundError:
+        raise ExtraMissing("dbt", "dbt") from None
+
+
+def _profile_name(project_dir: Path) -> str:
+    """Return the name under which the project looks for its profile.
+
+    Raises:
+        NotFound: there is no `dbt_project.yml`.
+        ProjectError: it is not YAML.
+    """
+    path = project_dir / "dbt_project.yml"
+    shown = f"{project_dir.name}/dbt_project.yml"
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotFound(
+            "there is no dbt project here", where=str(path), hint="dbt_project.yml makes a folder one"
+        ) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = Place(shown, mark.line + 1, mark.column + 1) if mark else Place(shown)
+        raise ProjectError("dbt_project.yml is not YAML", where=place, detail=[error.problem or str(error)]) from None
+    if not isinstance(data, dict):
+        raise ProjectError("dbt_project.yml is empty", where=Place(shown), hint="it needs at least a name")
+    name = data.get("profile")
+    return name if isinstance(name, str) and "{" not in name else "millrace"
+
+
+def _write_profile(folder: Path, name: str, memory_limit: str, threads: int) -> None:
+    """Write the profile, unless it is there: a changed one makes dbt parse everything again."""
+    output = {
+        "type": "duckdb",
+        "path": "warehouse.duckdb",
+        "schema": "main",
+        "threads": threads,
+        "keep_open": False,
+        "settings": {"memory_limit": memory_limit, "temp_directory": "spill", "TimeZone": "UTC"},
+        "config_options": {
+            "threads": threads,
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+        },
+    }
+    text = yaml.safe_dump({name: {"target": "millrace", "outputs": {"millrace": output}}}, sort_keys=False)
+    path = folder / "profiles.yml"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        fresh = path.with_suffix(".tmp")
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+
+
+@contextmanager
+def _locked(cache_dir: Path, stopping: Callable[[], bool] | None) -> Iterator[None]:
+    """Hold the cache's lock: two dbt at once would write one target folder."""
+    with (cache_dir / "dbt.lock").open("w") as file:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if stopping is not None and stopping():
+                    raise Interrupted("stopped while another run's dbt was awaited") from None
+                if time.monotonic() > deadline:
+                    raise TargetBusy("another run's dbt has been working for long", where=str(cache_dir)) from None
+                time.sleep(0.1)
+        yield
+
+
+def run_dbt(
+    command: str,
+    project_dir: Path,
+    folder: Path,
+    cache_dir: Path,
+    *,
+    variables: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+    full_refresh: bool = False,
+    on_event: Callable[[DbtEvent], None] | None = None,
+    stopping: Callable[[], bool] | None = None,
+    inherit: Sequence[int] = (),
+    memory_limit: str = "1GB",
+    threads: int = 2,
+) -> dict[str, Any]:
+    """Run one command of dbt in a process of its own, and return its answer."""
+    versions()
+    name = _profile_name(project_dir)
+    profiles = cache_dir / "profiles"
+    profiles.mkdir(parents=True, exist_ok=True)
+    request = {"command": command, "vars": dict(variables or {}), "full_refresh": full_refresh}
+    with _locked(cache_dir, stopping), tempfile.TemporaryFile() as log:
+        _write_profile(profiles, name, memory_limit, threads)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "millrace.transform.dbt_runner"],
+            cwd=folder,
+            env=_child_environment(project_dir, profiles, cache_dir, name) | dict(environment or {}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is ours to handle
+            pass_fds=tuple(inherit),
+        )
+        try:
+            answer = _listen(process, request, on_event, stopping)
+        finally:
+            _end(process)
+        if answer is None:
+            log.seek(0)
+            raise _broken(process.returncode, log, project_dir)
+    if answer["error"]:
+        raise _project_error(answer["error"], project_dir)
+    return answer
+
+
+def _child_environment(project_dir: Path, profiles: Path, cache_dir: Path, profile: str) -> dict[str, str]:
+    """Return the environment: the user's, which `env_var()` may read, with dbt's own settings replaced."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "PYTHONWARNINGS" and (not name.startswith("DBT_") or name.startswith("DBT_ENV_"))
+    }
+    return kept | {
+        "DBT_PROJECT_DIR": str(project_dir.resolve()),
+        "DBT_PROFILES_DIR": str(profiles.resolve()),
+        "DBT_PROFILE": profile,
+        "DBT_TARGET_PATH": str((cache_dir / "target").resolve()),
+        "DBT_LOG_PATH": str((cache_dir / "logs").resolve()),
+        "DBT_LOG_LEVEL_FILE": "none",
+        "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+        "DBT_USE_COLORS": "false",
+        "DBT_VERSION_CHECK": "false",
+        "DO_NOT_TRACK": "1",
+        "PYTHONUTF8": "1",
+    }
+
+
+def _listen(
+    process: subprocess.Popen[bytes],
+    request: Mapping[str, Any],
+    on_event: Callable[[DbtEvent], None] | None,
+    stopping: Callable[[], bool] | None,
+) -> dict[str, Any] | None:
+    """Send the request and read until the answer; None when dbt died without one."""
+    assert process.stdin is not None  # noqa: S101
+    assert process.stdout is not None  # noqa: S101
+    try:
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        process.stdin.flush()  # it stays open: the child ends when we do
+    except BrokenPipeError:
+        return None
+    rest = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            if stopping is not None and stopping():
+                raise Interrupted("stopped while dbt was building", hint="the next run builds it from the start")
+            if not selector.select(0.2):
+                continue
+            chunk = os.read(process.stdout.fileno(), 1 << 16)
+            if not chunk:
+                return None
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                message = json.loads(line)
+                kind = message.pop("kind")
+                if kind == "result":
+                    return dict(message)
+                if on_event is not None:
+                    on_event(DbtEvent(kind, message.pop("id"), **message))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Leave no process: it ends by itself after its answer, else it and its children are killed."""
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            try:
+                stream.close()
+            except BrokenPipeError:
+                continue
+    try:
+        process.wait(_STOP_SECONDS)
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        except PermissionError:  # macOS: the group has only a dead process left
+            pass
+        process.wait()
+
+
+def _broken(code: int, log: IO[bytes], project_dir: Path) -> MillraceError:
+    words = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+    return StepFailed(f"dbt {ended} before its answer", where=project_dir.name, detail=words[-8:])
+
+
+def _project_error(text: str, project_dir: Path) -> ProjectError:
+    """Return dbt's refusal of the project, with the file and line it names."""
+    _, _, words = text.partition(": ")
+    lines = [line.strip() for line in words.splitlines() if line.strip(" -")]
+    place: Place | None = None
+    for found in _FILE.findall(words):
+        path = next((path for path in (project_dir / found, *project_dir.glob(f"*/{found}")) if path.is_file()), None)
+        if path is not None:  # dbt names YAML files from their models folder, SQL files from the project's
+            line = _LINE.search(words)
+            name = f"{project_dir.name}/{path.relative_to(project_dir)}"
+            place = Place(name, int(line[1]) if line else 0, int(line[2]) if line and line[2] else 0)
+            break
+    return ProjectError(
+        "dbt cannot read the project", where=place if place is not None else project_dir.name, detail=lines[:10]
+    )
