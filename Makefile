@@ -48,7 +48,7 @@ test: $(STAMP) needs ## all tests; ARGS="-k name" for some
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "$(MARKS)" $(ARGS)
 
 test-fast: $(STAMP) ## tests that need no server and take no time
-	@$(BIN)/pytest -q -m "not slow and not servers and not root" $(ARGS)
+	@$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not servers and not root" $(ARGS)
 
 check: $(STAMP) ## format, lint, types and the layers of the house
 	@failed=; for tool in 'ruff format --check' 'ruff check' mypy 'lint-imports --no-logo'; do \
