@@ -117,7 +117,7 @@ class Schema:
     @property
     def shape(self) -> str:
         """The fingerprint of the row digest over these columns: names in order, how each is hashed, the seed."""
-        return fingerprint(f"seed={SEED}", *(f"{column.name}\x1e{column.hashed}" for column in self.columns))
+        return fingerprint(f"rows=2 seed={SEED}", *(f"{column.name}\x1e{column.hashed}" for column in self.columns))
 
     def to_json(self) -> dict[str, Any]:
         """Return the schema as JSON types."""

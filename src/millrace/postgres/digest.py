@@ -1,4 +1,7 @@
-"""The row digest as SQL: `sum(hash_record_extended(row(…), 7))`, exact and free of order. Pure.
+"""The row digest as SQL, exact and free of order: the sum of each row's hash, which is the hash of its record's hash.
+
+PostgreSQL's record hash is linear in its columns' hashes (31·r + h), so its sum over rows is the same when two rows
+swap a value: it binds no value to its row. Hashing each record's hash once more (+20 % of the cost) binds them. Pure.
 
 See `millrace.core.digest` for what a digest is, `types.digest_expression` for what stands for each column.
 """
@@ -18,7 +21,10 @@ from millrace.postgres.types import digest_expression
 def row_hash(columns: Sequence[PgColumn]) -> sql.Composable:
     """Return the expression of one row's signed 64-bit hash."""
     values = sql.SQL(", ").join(digest_expression(column) for column in columns)
-    return sql.SQL("pg_catalog.hash_record_extended(row({}), {}::pg_catalog.int8)").format(values, sql.Literal(SEED))
+    record = sql.SQL("pg_catalog.hash_record_extended(row({}), {}::pg_catalog.int8)")
+    # as bytes: the hash of an int8 folds it to 32 bits first
+    inner = sql.SQL("pg_catalog.int8send({})").format(record.format(values, sql.Literal(SEED)))
+    return record.format(inner, sql.Literal(SEED))
 
 
 def shape(columns: Sequence[PgColumn]) -> str:

@@ -44,7 +44,7 @@ class DbtStep:
                 self._resources.folder / str(step.spec["path"]),
                 clone.folder,
                 self._resources.cache,
-                variables(ctx.logical_time),
+                environment=environment(ctx.logical_time),
                 full_refresh=bool(step.spec.get("full_refresh")),
                 on_event=self._telling(ctx),
                 stopping=ctx.stopping,
@@ -100,10 +100,13 @@ class DbtStep:
         return tuple(warehouse.prove(item) for item in staged)
 
 
-def variables(logical_time: str) -> Mapping[str, str]:
-    """Return dbt's vars for a run: its logical time, to the second."""
+def environment(logical_time: str) -> Mapping[str, str]:
+    """Return what dbt is told of a run: its logical time, to the second.
+
+    Not as dbt's `vars`: those are part of dbt's parse, which would be made anew for each run.
+    """
     now = dt.datetime.fromisoformat(logical_time).astimezone(dt.UTC)
-    return {"logical_time": now.strftime("%Y-%m-%d %H:%M:%S")}
+    return {"MILLRACE_LOGICAL_TIME": now.strftime("%Y-%m-%d %H:%M:%S")}
 
 
 def _checks(step: Step, result: DbtResult) -> list[CheckResult]:
