@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,17 +101,7 @@ def _spec(table: str, into: str, options: CopyOptions, runtime: Runtime) -> Copy
         source=SOURCE,
         table=TableRef.parse(table),
         asset=AssetId(schema, place.name),
-        mode=options.mode,
-        key=options.key,
-        cursor=options.cursor,
-        where=options.where,
-        select=options.select,
-        count=options.count,
-        replace=options.replace,
-        allow_deletes=options.allow_deletes,
-        max_delete=options.max_delete,
-        full_refresh=options.full_refresh,
-        workers=options.workers,
+        **{field.name: getattr(options, field.name) for field in fields(options)},
     )
 
 
@@ -177,6 +167,7 @@ def copy_table(
             journal.close()
     (outcome,) = result.steps
     if outcome.error is not None:
+        outcome.error.told = show_progress
         raise outcome.error
     if not outcome.entries:
         raise NotFound(f"{step.label} was not copied: {outcome.message}")

@@ -15,7 +15,8 @@ from millrace.duck.warehouse import WarehouseTarget
 from millrace.steps.resources import Resources
 from millrace.steps.versions import judge, pinned
 from millrace.steps.warehouse import warehouse_of
-from millrace.transform.dbt import DbtEvent, DbtResult, build
+from millrace.transform.dbt import DbtResult, build
+from millrace.transform.dbt_process import DbtEvent
 
 TESTS = "tests"  # dbt's tests in the detail of the first of what a build staged
 CHECKED = {"pass": True, "warn": False, "fail": False}
