@@ -12,9 +12,8 @@ help: numpy lets go of the interpreter in operations on arrays of that length.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -447,21 +446,6 @@ def _hash_column(array: pa.Array, column: Column) -> U64:
     return found
 
 
-@contextmanager
-def frugal() -> Iterator[None]:
-    """Take Arrow's memory from the C library in the block.
-
-    Arrow's own pools keep and clear large pages: for a copy of a million rows they need 310 MB and 3.2 s of CPU, the C
-    library 220 MB and 2.9 s.
-    """
-    before = pa.default_memory_pool()
-    pa.set_memory_pool(pa.system_memory_pool())
-    try:
-        yield
-    finally:
-        pa.set_memory_pool(before)
-
-
 # --- tables and files ----------------------------------------------------------------------------------------------
 
 
@@ -569,5 +553,5 @@ def digest_files(paths: Sequence[str], schema: Schema, threads: int = 2) -> Dige
     """
     _check(schema)
     parts = (part for path in paths for part in _parts(str(path)))
-    with frugal(), ThreadPoolExecutor(threads, thread_name_prefix="millrace-digest") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="millrace-digest") as pool:
         return Digest.sum(pool.map(lambda part: _digest_part(part, schema), parts), schema.shape)
