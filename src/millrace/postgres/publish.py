@@ -25,9 +25,10 @@ from millrace.postgres.catalog import PgColumn, Relation, describe, exists
 from millrace.postgres.ddl import cut, free_name
 from millrace.postgres.digest import digest_of, digest_query, shape
 from millrace.postgres.ledger import Ledger, moved
-from millrace.postgres.segments import bucket_expression, predicate
+from millrace.postgres.ownership import forget, gone, row_of, ttl
+from millrace.postgres.parts import any_of
 from millrace.postgres.session import Connection
-from millrace.postgres.stage import forget, gone, row_of, set_sequence, staged_relation, ttl
+from millrace.postgres.stage import set_sequence, staged_relation
 
 LOCK_MS = 1_000  # a publish that waits longer for a table gives way and tries again: writers queue behind it
 
@@ -324,19 +325,7 @@ def refuse_first_contact(connection: Connection, relation: Relation, label: str)
 
 def _segments(table: _Table) -> sql.Composable | None:
     """Return the predicate of the staged segments over the target's rows; None when they are everything."""
-    found = [Segment.from_json(segment) for segment in table.staged.detail["segments"]]
-    if not found:
-        return sql.SQL("false")
-    if all(segment.how == "bucket" for segment in found):
-        buckets = found[0].upper or 1
-        if len(found) == buckets:
-            return None
-        numbers = sql.Literal([int(segment.lower or 0) for segment in found])
-        return sql.SQL("{} = any({})").format(bucket_expression(table.key, buckets), numbers)
-    parts = [predicate(segment, table.key) for segment in found]
-    if any(part is None for part in parts):
-        return None
-    return sql.SQL("(") + sql.SQL(" or ").join(part for part in parts if part is not None) + sql.SQL(")")
+    return any_of([Segment.from_json(segment) for segment in table.staged.detail["segments"]], table.key)
 
 
 def _sync(table: _Table) -> Applied:

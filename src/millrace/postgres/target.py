@@ -22,16 +22,17 @@ from millrace.errors import (
     ProofFailed,
     TransientFailure,
 )
-from millrace.postgres import stage as stages
+from millrace.postgres import ownership
 from millrace.postgres.catalog import PgColumn, Relation, describe, exists
 from millrace.postgres.ddl import bring_types, create_like, create_table
 from millrace.postgres.digest import digest_of, digest_query, shape
 from millrace.postgres.ledger import Ledger, moved
 from millrace.postgres.names import sql_name
+from millrace.postgres.ownership import Heart, owner
 from millrace.postgres.publish import commit, publish_in
 from millrace.postgres.session import Connection, Database, connect, translate, translated
 from millrace.postgres.sqlstates import grant
-from millrace.postgres.stage import Heart, PostgresStage, owner
+from millrace.postgres.stage import PostgresStage, staged_relation
 
 ATTEMPTS = 8  # of a publish that meets locks; with the waits between them some ten seconds
 LOST_ATTEMPTS = 5  # to reach the server again after a commit without an answer
@@ -113,7 +114,7 @@ class PostgresTarget:
 
             doing = f"make a stage of {asset}"
             with translated(label, doing, connection=connection, privilege="CREATE"):
-                taken = stages.take(connection, self.book, request, origin, make)
+                taken = ownership.take(connection, self.book, request, origin, make)
         opened = PostgresStage(self.database, self.book, request, taken.row, target=self.name, earlier=taken.earlier)
         self._hearts[taken.row.token] = opened.heart
         return opened
@@ -174,7 +175,7 @@ class PostgresTarget:
                 if staged.how == "position":
                     relation = describe(connection, TableRef(staged.asset.layer, staged.asset.name), label=label)
                 else:
-                    relation = stages.staged_relation(connection, self.book, staged)
+                    relation = staged_relation(connection, self.book, staged)
                     self._keep_alive(staged)
                 if staged.how == "position" and staged.detail["level"] != "table":
                     return Proof(staged.asset, staged.load, staged.detail["level"], expected)
@@ -309,7 +310,7 @@ class PostgresTarget:
         self._stop_heart(staged)
         token = staged.detail.get("token")
         if token:
-            stages.release(self.database, self.book, staged.asset, token)
+            ownership.release(self.database, self.book, staged.asset, token)
 
     def forget(self, stage: PostgresStage) -> None:
         """Stop the heart of an open stage that was released or discarded."""
@@ -323,7 +324,7 @@ class PostgresTarget:
             return
         with self.connect("discard") as connection:
             if self.book.known(connection):
-                stages.drop(connection, self.book, staged.asset, token)
+                ownership.drop(connection, self.book, staged.asset, token)
 
     def stages(self) -> Iterable[Staged]:
         """Return the closed stages that lie here."""
@@ -333,7 +334,7 @@ class PostgresTarget:
         ):
             if not self.book.known(connection):
                 return []
-            return [value for row in stages.rows(connection, self.book) if (value := row.value()) is not None]
+            return [value for row in ownership.rows(connection, self.book) if (value := row.value()) is not None]
 
     def gc(self, live: Callable[[str], bool]) -> Sequence[str]:
         """Drop stages of runs that are not wanted any more and whose owner is dead, and tables that no stage names.
@@ -348,12 +349,12 @@ class PostgresTarget:
         with self.connect("gc") as connection, translated(self.database.label, "drop leftovers", connection=connection):
             if not self.book.known(connection):
                 return []
-            connection.execute(sql.SQL("set lock_timeout = {}").format(sql.Literal(stages.LOCK_MS)))
-            for row in stages.rows(connection, self.book):
+            connection.execute(sql.SQL("set lock_timeout = {}").format(sql.Literal(ownership.LOCK_MS)))
+            for row in ownership.rows(connection, self.book):
                 if live(row.run) or row.live:
                     continue
-                stages.evict(connection, row)
-                if stages.drop(connection, self.book, row.asset, row.token):
+                ownership.evict(connection, row)
+                if ownership.drop(connection, self.book, row.asset, row.token):
                     dropped.append(f"stage of {row.asset} (run {row.run})")
             orphans = connection.execute(
                 self.book.sql(

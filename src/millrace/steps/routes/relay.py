@@ -13,13 +13,14 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from millrace.core.digest import Digest
 from millrace.core.ports import Context
-from millrace.core.segment import Segment, SegmentId
+from millrace.core.segment import SegmentId
 from millrace.errors import Interrupted, MillraceError
+from millrace.postgres.ownership import gone
+from millrace.postgres.parts import Part
 from millrace.postgres.pump import copy_out
 from millrace.postgres.reader import PostgresReader, PostgresSnapshot
-from millrace.postgres.segments import predicate
 from millrace.postgres.source import Source
-from millrace.postgres.stage import PostgresStage, gone
+from millrace.postgres.stage import PostgresStage
 from millrace.postgres.types import binary_safe
 
 
@@ -57,48 +58,46 @@ class Relay:
         self._stop = threading.Event()
         self._lock = threading.Lock()
 
-    def run(
-        self, segments: Sequence[Segment], known: Mapping[SegmentId, Digest] | None = None
-    ) -> dict[SegmentId, Digest]:
-        """Copy segments, but for those that an earlier attempt left and that still agree.
+    def run(self, parts: Sequence[Part], known: Mapping[SegmentId, Digest] | None = None) -> dict[SegmentId, Digest]:
+        """Copy parts, but for those that an earlier attempt left and that still agree.
 
         Args:
-            segments: what is to be staged; whatever else lies in the stage is dropped.
-            known: the source's digests in this snapshot, when they were taken already.
+            parts: what is to be staged; whatever else lies in the stage is dropped.
+            known: the source's digests of all parts in this snapshot, when they were taken already; else each part is
+                one segment.
 
         Returns:
-            The source's digest of each segment.
+            The source's digest of each part.
 
         Raises:
-            Interrupted: the context said so; finished segments stay.
+            Interrupted: the context said so; finished parts stay.
             MillraceError: the first failure of any thread; the others are stopped.
         """
-        digests = {} if known is None else {segment.id: known[segment.id] for segment in segments}
-        kept = self._kept(segments, digests)
-        todo = [segment for segment in segments if segment.id not in kept]
-        self._ctx.report.total(sum(max(segment.rows, 0) for segment in todo) or None)
+        digests = {} if known is None else dict(known)
+        kept = self._kept(parts, digests)
+        todo = [part for part in parts if part.id not in kept]
+        self._ctx.report.total(sum(part.rows for part in todo) or None)
         waiting = deque(todo)
         with ThreadPoolExecutor(self._workers + 1, thread_name_prefix="millrace-copy") as pool:
             tasks = [pool.submit(self._work, waiting) for _ in range(min(self._workers, len(todo)))]
-            if missing := [segment for segment in segments if segment.id not in digests]:
+            if missing := [part for part in parts if part.id not in digests]:
                 tasks.append(pool.submit(self._digest, missing, digests))
             try:
                 _watch(tasks)
             finally:
                 self._stop.set()
-        return {segment.id: digests[segment.id] for segment in segments}
+        return {part.id: digests[part.id] for part in parts}
 
-    def _kept(self, segments: Sequence[Segment], digests: dict[SegmentId, Digest]) -> set[SegmentId]:
-        """Return the segments that need no copying; drop the others that lie there."""
+    def _kept(self, parts: Sequence[Part], digests: dict[SegmentId, Digest]) -> set[SegmentId]:
+        """Return the parts that need no copying; drop the others that lie there."""
         if self._stage.earlier is None:
             return set()
         done = self._stage.done()
-        again = [segment for segment in segments if segment.id in done]
-        missing = [segment for segment in again if segment.id not in digests]
-        digests |= self._reader.digest(self._source, missing, self._snap, [column.name for column in self._key])
-        kept = {segment.id for segment in again if digests[segment.id] == done[segment.id]}
+        again = [part for part in parts if part.id in done]
+        self._digest([part for part in again if part.id not in digests], digests)
+        kept = {part.id for part in again if digests[part.id] == done[part.id]}
         self._stage.drop(kept)
-        self._ctx.report.note(f"{len(kept)} of {len(segments)} segments kept from run {self._stage.earlier}")
+        self._ctx.report.note(f"{len(kept)} of {len(parts)} segments kept from run {self._stage.earlier}")
         return kept
 
     def _stopping(self) -> bool:
@@ -108,7 +107,7 @@ class Relay:
         with self._lock:
             self._ctx.report.moved(rows, size)
 
-    def _work(self, waiting: deque[Segment]) -> None:
+    def _work(self, waiting: deque[Part]) -> None:
         """Copy segments until there are no more."""
         labels = (self._source.database, str(self._stage.asset))
         names = [column.name for column in self._columns]
@@ -120,15 +119,13 @@ class Relay:
                 if self._stopping():
                     raise self._stopped()
                 try:
-                    segment = waiting.popleft()
+                    part = waiting.popleft()
                 except IndexError:
                     return
-                rows = self._source.select(
-                    [column.identifier for column in self._columns], predicate(segment, self._key)
-                )
+                rows = self._source.select([column.identifier for column in self._columns], part.predicate(self._key))
                 try:
                     self._stage.copy(
-                        segment,
+                        part.id,
                         source,
                         copy_out(rows, binary=self._binary),
                         target,
@@ -146,7 +143,9 @@ class Relay:
             return gone(self._stage.asset)
         return Interrupted(f"{self._stage.asset}: stopped while copying", hint="run again to go on from here")
 
-    def _digest(self, segments: Sequence[Segment], digests: dict[SegmentId, Digest]) -> None:
+    def _digest(self, parts: Sequence[Part], digests: dict[SegmentId, Digest]) -> None:
+        """Digest parts of one segment each, on a connection of its own."""
+        segments = [segment for part in parts for segment in part.segments]
         names = [column.name for column in self._key]
         for name, digest in self._reader.digests(self._source, segments, self._snap, names):
             digests[name] = digest
