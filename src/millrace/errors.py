@@ -70,10 +70,14 @@ class MillraceError(Exception):
         where: a place in a file, or the name of the connection, asset or table.
         detail: further lines: offending values, the cause's own words.
         hint: what would be right, or the command that helps.
+
+    Attributes:
+        told: whether the end of a run has shown it to people already.
     """
 
     handling: ClassVar[Handling] = Handling.FATAL
     exit_code: ClassVar[int] = 1
+    told = False
 
     def __init__(
         self,
@@ -132,14 +136,17 @@ class ProjectError(MillraceError):
 
 
 class ExtraMissing(MillraceError):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed, or several: `lake,dbt`."""
 
     exit_code = 2
 
     def __init__(self, what: str, extra: str) -> None:
+        names = extra.split(",")
+        listed = ", ".join(repr(name) for name in names)
+        one = len(names) == 1
         super().__init__(
-            f"{what} needs the extra {extra!r}, which is not installed",
-            hint=f'bring it with: pip install "millrace[{extra}]"',
+            f"{what} needs the {'extra' if one else 'extras'} {listed}, which {'is' if one else 'are'} not installed",
+            hint=f'bring {"it" if one else "them"} with: pip install "millrace[{extra}]"',
         )
 
 

@@ -181,7 +181,7 @@ def test_the_password_shows_nowhere(millrace: Any, pg18: Any, db18: str, other18
         (("copy", "env:SRC", "accounts", "env:DST", "t", "--key", "balance"), 1, "balance"),
         (("copy", "env:SRC", "nokey", "env:DST", "t"), 1, "--key"),
         (("copy", "env:SRC", "accounts", "postgresql://postgres@127.0.0.1:1/x", "t"), 1, "127.0.0.1"),
-        (("copy", "env:SRC", "accounts", "env:DST", "t", "--where", "1; drop table accounts"), 2, "where"),
+        (("copy", "env:SRC", "accounts", "env:DST", "t", "--where", "1; drop table accounts"), 2, "condition"),
     ],
 )
 def test_wrong_input_is_one_clear_error(

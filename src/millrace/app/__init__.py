@@ -2,6 +2,7 @@
 
 from millrace.app.copying import CopyOptions, CopyOutcome, copy_dry_run, copy_table, diff_tables
 from millrace.app.doctor import Finding, examine
+from millrace.app.extras import require as require_extras
 from millrace.app.house import House, QueryResult, open_house
 from millrace.app.scaffold import init_project, write_schemas
 
@@ -17,5 +18,6 @@ __all__ = [
     "examine",
     "init_project",
     "open_house",
+    "require_extras",
     "write_schemas",
 ]

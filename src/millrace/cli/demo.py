@@ -30,8 +30,10 @@ def demo(
     orders: Annotated[int, typer.Option(help="Number of orders in the shop.", min=1000, max=10_000_000)] = 100_000,
 ) -> None:
     """Make a shop with its source database, run it to a page, and run it again: nothing to do."""
+    from millrace.app import require_extras
     from millrace.errors import UsageError
 
+    require_extras("millrace demo", ("lake", "warehouse", "dbt", "pages", "demo"))
     since = time.monotonic()
     if folder.exists() and any(folder.iterdir()):
         if not (folder / "millrace.yaml").exists():

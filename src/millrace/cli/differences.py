@@ -32,7 +32,7 @@ def print_difference(found: TableDiff, seconds: float) -> None:
 
 
 def _print_row(row: RowDiff) -> None:
-    key = ", ".join(f"{name} = {value}" for name, value in row.key)
+    key = show.plain(", ".join(f"{name} = {value}" for name, value in row.key))
     if row.only is not None:
         show.out(f" {key}   only {row.only}")
         return
@@ -45,5 +45,5 @@ def _print_row(row: RowDiff) -> None:
 def _value(text: str | None) -> str:
     if text is None:
         return "null"
-    text = text.replace("\n", "\\n")
+    text = show.plain(text)
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"

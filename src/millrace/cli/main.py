@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from millrace import __version__
 from millrace.cli import show
-from millrace.errors import Interrupted, MillraceError
+from millrace.errors import Interrupted, MillraceError, UsageError
+
+WRONG_CALL = typer.BadParameter.__mro__[1]  # the parser's UsageError: typer brings its own copy and does not export it
 
 app = typer.Typer(
     name="millrace",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -52,7 +53,8 @@ def main() -> None:
         killpoints.arm(os.environ)
     json_wanted = "--json" in sys.argv
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        show.flush()
     except MillraceError as problem:
         if os.environ.get("MILLRACE_DEBUG"):
             raise
@@ -61,11 +63,10 @@ def main() -> None:
     except KeyboardInterrupt:
         show.error(Interrupted("interrupted; what was staged can be resumed"), json_wanted=json_wanted)
         sys.exit(130)
-    except BrokenPipeError:
-        # the reader of a pipe has gone: not an error, but nothing more can be written
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Exception as problem:
+        if isinstance(problem, WRONG_CALL):
+            show.error(_wrong_call(problem), json_wanted=json_wanted)
+            sys.exit(UsageError.exit_code)
         if os.environ.get("MILLRACE_DEBUG"):
             raise
         told = MillraceError(
@@ -74,3 +75,16 @@ def main() -> None:
         )
         show.error(told, json_wanted=json_wanted)
         sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _wrong_call(problem: Any) -> UsageError:
+    """Return our error for one of the parser's: its words begin lower-case, and the hint is the command's help."""
+    text = str(problem.format_message()).rstrip(".")
+    what, _, near = text.partition(" Did you mean ")
+    what = what.rstrip(".")
+    path = problem.ctx.command_path if problem.ctx else "millrace"
+    return UsageError(
+        what[:1].lower() + what[1:],
+        hint=f"did you mean {near}" if near else f"see how it is called: {path} --help",
+    )

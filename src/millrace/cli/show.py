@@ -11,6 +11,7 @@ from typing import Any
 from millrace.core.secrets import redact
 from millrace.errors import MillraceError
 
+ESCAPED = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 COLOURS = {"green": "32", "yellow": "33", "red": "31", "grey": "90", "bold": "1"}
 
 
@@ -27,8 +28,23 @@ def painted(text: str, colour: str, stream: Any = None) -> str:
 
 
 def out(text: str = "") -> None:
-    """Print a line."""
-    sys.stdout.write(redact(text) + "\n")
+    """Print a line. Once the reader of a pipe has gone, the rest is dropped: `| head` is no error."""
+    try:
+        sys.stdout.write(redact(text) + "\n")
+    except BrokenPipeError:
+        _drop_output()
+
+
+def flush() -> None:
+    """Write what is still held back."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def as_json(data: Any) -> None:
@@ -36,12 +52,21 @@ def as_json(data: Any) -> None:
     out(json.dumps(data, ensure_ascii=False, indent=2, default=str))
 
 
+def plain(text: str) -> str:
+    """Return data without control characters, which could steer the terminal; line breaks and tabs are spelled out."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ESCAPED.get(letter, f"\\x{ord(letter):02x}") for letter in text)
+
+
 def error(problem: MillraceError, *, json_wanted: bool = False) -> None:
-    """Print an error as one block on standard error."""
+    """Print an error as one block on standard error, unless a run has shown it already."""
     if json_wanted:
         sys.stderr.write(redact(json.dumps({"error": problem.to_json()}, ensure_ascii=False)) + "\n")
-        return
-    sys.stderr.write(f"{painted('error:', 'red', sys.stderr)} {redact(str(problem))}\n")
+    elif not problem.told:
+        flush()  # on a terminal the error stands below what was printed before it
+        text = "\n".join(plain(line) for line in redact(str(problem)).split("\n"))
+        sys.stderr.write(f"{painted('error:', 'red', sys.stderr)} {text}\n")
 
 
 def table(rows: Sequence[Sequence[Any]], heads: Sequence[str], numeric: Sequence[bool] = ()) -> None:
@@ -72,7 +97,7 @@ def cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.2f}"
-    return str(value).replace("\n", "\\n")
+    return plain(str(value))
 
 
 def count(number: int, noun: str) -> str:

@@ -47,14 +47,16 @@ def observer(
             standard output belongs to the result), `json-log` (log lines on standard error), `silent`.
         logs: folder of the JSON logs, one file per run.
         root: the project's folder; a run of a project can be resumed.
-        stream: instead of standard output.
+        stream: instead of standard output, and of standard error for the errors at the end.
     """
     several: list[Observer] = []
     resume = "millrace run --resume {run}" if root is not None else None
     if form == "json":
         several.append(JsonReporter(stream or sys.stderr))
     elif form not in ("silent", "json-log"):
-        several.append(reporter_for(stream or sys.stdout, form="auto" if form == "terminal" else form, resume=resume))
+        shown = "auto" if form == "terminal" else form
+        errors = stream or sys.stderr
+        several.append(reporter_for(stream or sys.stdout, form=shown, resume=resume, errors=errors))
     if logs is not None or form == "json-log":
         from millrace.observe.logs import LogObserver
 
@@ -62,27 +64,31 @@ def observer(
     return Several(*several)
 
 
-def reporter_for(stream: IO[str], *, form: str = "auto", resume: str | None = None) -> Observer:
+def reporter_for(
+    stream: IO[str], *, form: str = "auto", resume: str | None = None, errors: IO[str] | None = None
+) -> Observer:
     """Return the reporter that fits a stream.
 
     Args:
         stream: standard output or error.
         form: `auto`: live on a terminal, plain lines otherwise; or `rich`, `plain`, `json`.
         resume: command that takes up an unfinished run, with `{run}` in it.
+        errors: where the errors are told at the end; None: in the stream.
     """
     if form == "json":
         return JsonReporter(stream)
     live = stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
     if form == "rich" or (form == "auto" and live):
-        return RichReporter(stream, resume=resume)
-    return PlainReporter(stream, resume=resume)
+        return RichReporter(stream, resume=resume, errors=errors)
+    return PlainReporter(stream, resume=resume, errors=errors)
 
 
 class PlainReporter:
     """One plain line per finished step, for pipes and logs of other tools; never cut."""
 
-    def __init__(self, stream: IO[str], *, resume: str | None = None) -> None:
+    def __init__(self, stream: IO[str], *, resume: str | None = None, errors: IO[str] | None = None) -> None:
         self._stream = stream
+        self._errors = errors or stream
         self._resume = resume
         self._label = lines.LABEL_LEAST
 
@@ -107,16 +113,18 @@ class PlainReporter:
     def end_run(self, result: ResultSeen) -> None:
         """See `shapes.Observer`."""
         for block in lines.error_blocks(result):
-            self._print(f"\n{block}")
+            self._print()
+            self._print(block, stream=self._errors)
         self._print(f"\n{lines.closing(result, self._resume)}")
 
     def close(self) -> None:
         """See `shapes.Observer`."""
 
-    def _print(self, *parts: str) -> None:
+    def _print(self, *parts: str, stream: IO[str] | None = None) -> None:
+        to = stream or self._stream
         with contextlib.suppress(BrokenPipeError):  # `| head` must not end a run
-            self._stream.write(" ".join(parts).rstrip(" ") + "\n")
-            self._stream.flush()
+            to.write(" ".join(parts).rstrip(" ") + "\n")
+            to.flush()
 
 
 class JsonReporter:
@@ -178,10 +186,20 @@ class Quiet:
 class RichReporter:
     """A line that moves for each running step, and finished lines above it."""
 
-    def __init__(self, stream: IO[str], *, resume: str | None = None, width: int | None = None) -> None:
+    def __init__(
+        self,
+        stream: IO[str],
+        *,
+        resume: str | None = None,
+        width: int | None = None,
+        errors: IO[str] | None = None,
+    ) -> None:
         from rich.console import Console
 
         self._console = Console(file=stream, highlight=False, markup=False, emoji=False, width=width)
+        self._errors = self._console
+        if errors is not None and errors is not stream:
+            self._errors = Console(file=errors, highlight=False, markup=False, emoji=False, width=width)
         self._resume = resume
         self._label = lines.LABEL_LEAST
         self._running: dict[str, Running] = {}
@@ -228,7 +246,9 @@ class RichReporter:
 
         self.close()
         for block in lines.error_blocks(result):
-            self._print(Text.assemble("\n", ("error", "red"), block.removeprefix("error")))
+            self._print("")
+            with contextlib.suppress(BrokenPipeError):
+                self._errors.print(Text.assemble(("error", "red"), block.removeprefix("error")), soft_wrap=True)
         self._print(f"\n{lines.closing(result, self._resume, self._console.width)}")
 
     def close(self) -> None:
