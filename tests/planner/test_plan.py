@@ -12,6 +12,8 @@ from millrace.errors import ProjectError
 from millrace.planner import loaded
 from millrace.steps.spec import CopySpec
 
+from .conftest import FILES
+
 
 @dataclass(frozen=True)
 class Relation:
@@ -73,7 +75,6 @@ def test_what_the_steps_know(plan):
         "path": "models/silver/orders.sql",
         "kind": "upsert",
         "key": ["order_id"],
-        "partitions": [],
         "checks": {"not_null": [{"column": "order_id"}]},
     }
     assert (model.inputs, model.target, model.dated) == ((AssetId("bronze", "orders"),), "lake", False)
@@ -268,3 +269,33 @@ tables:
     spec = CopySpec.from_json(made['copy:Odd "schema".x";drop table t;--'].spec["copy"])
     assert spec.table == TableRef(None, 'x";drop table t;--')
     assert spec.asset == AssetId('Odd "schema"', 'x";drop table t;--')
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "says"),
+    [
+        (
+            "copies/shop_db.yaml",
+            "{key: customer_id}",
+            "{key: customer_id, contract: {bad_rows: quarantine}}",
+            "a contract is not built",
+        ),
+        (
+            "copies/edi.yaml",
+            "where: is_active}",
+            "where: is_active, checks: {not_null: code}}",
+            "in a database are not built",
+        ),
+        (
+            "models/silver/orders.yaml",
+            "key: order_id\n",
+            "key: order_id\npartitions: order_date\n",
+            "partitions are not built",
+        ),
+    ],
+)
+def test_what_would_be_ignored_is_refused(plan, file, old, new, says):
+    """A promise in a file that nothing keeps is worse than an error."""
+    with pytest.raises(ProjectError, match=says) as error:
+        plan({file: FILES[file].replace(old, new)})
+    assert str(error.value.where).startswith(f"{file}:")

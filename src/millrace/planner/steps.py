@@ -2,8 +2,8 @@
 
 What a step's spec holds, by kind (paths are relative to the project folder):
 
-    copy   {"copy": a CopySpec as JSON, "checks": {…}, "contract": {…}}
-    model  {"path", "kind", "key", "partitions", "checks"}
+    copy   {"copy": a CopySpec as JSON, "checks": {…}}
+    model  {"path", "kind", "key", "checks"}
     load   {"source": {"layer", "name"}, "table": {"layer", "name"}}
     dbt    {"path": the dbt folder, "models": ["marts.fct_orders", …]}
     gate   {"checks": {…}, "path"}
@@ -164,8 +164,11 @@ class _Maker:
 
     def copy(self, copy: CopyTable) -> None:
         spec = _copy_spec(copy)
-        contract = copy.options.contract
-        said: dict[str, Any] = {} if contract is None else contract.model_dump(mode="json", exclude_none=True)
+        checks = self._checks_of(copy.asset)
+        if copy.options.contract is not None:
+            raise self._unbuilt(copy, "contract", "a contract is not built yet: a copy takes its columns as they are")
+        if checks and copy.target != "lake":
+            raise self._unbuilt(copy, "checks", "checks of tables in a database are not built yet")
         shape = {name: spec[name] for name in ("source", "table", "mode", "key", "cursor", "where", "select")}
         step = Step(
             key=f"copy:{copy.asset}",
@@ -173,18 +176,30 @@ class _Maker:
             label=str(copy.asset),
             assets=(copy.asset,),
             target=copy.target,
-            code=_code("copy", {**shape, "contract": said}),
-            spec={"copy": spec, "checks": self._checks_of(copy.asset), "contract": said},
+            code=_code("copy", shape),
+            spec={"copy": spec, "checks": checks},
         )
         self.add(step, copy.place)
 
+    def _unbuilt(self, copy: CopyTable, key: str, what: str) -> ProjectError:
+        """Return the error about a key that is understood and does nothing yet: it must not seem to hold."""
+        values = self.project.documents[copy.file].values
+        paths = [path for path in values if path and path[-1] == key]
+        place = next((values[path] for path in paths if copy.table.name in map(str, path)), None)
+        place = place or next((values[path] for path in paths if "defaults" in path), copy.place)
+        return self.project.problem(f"{copy.asset}: {what}", place, hint=f"leave {key} out")
+
     def model(self, model: ModelFile, parsed: ModelInputs) -> None:
         options = model.options
+        if options.partitions:
+            file = model.options_file or model.file
+            place = self.project.documents[file].values.get(("partitions",), model.place)
+            what = f"{model.asset}: partitions are not built yet: the asset's files are not split"
+            raise self.project.problem(what, place, hint="leave partitions out")
         spec = {
             "path": model.file,
             "kind": options.kind,
             "key": list(options.key or ()),
-            "partitions": list(options.partitions or ()),
             "checks": self._checks_of(model.asset),
         }
         step = Step(

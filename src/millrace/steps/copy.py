@@ -57,8 +57,20 @@ class CopyStep:
         raise _no_way(spec, target.name)
 
     def prove(self, step: Step, staged: Sequence[Staged], ctx: Context) -> tuple[Proof, ...]:
-        """Compare the stage's digest with the source's."""
-        return tuple(ctx.target(step.target).prove(item) for item in staged)
+        """Compare the stage's digest with the source's; then run the checks of a lake asset."""
+        target = ctx.target(step.target)
+        proofs = tuple(target.prove(item) for item in staged)
+        spec = step.spec.get("checks")
+        if not spec:
+            return proofs
+        from millrace.lake.target import LakeTarget
+        from millrace.steps.checking import check_lake_stage
+
+        assert isinstance(target, LakeTarget)  # noqa: S101 - the planner refuses checks elsewhere
+        return tuple(
+            replace(proof, checks=check_lake_stage(self._resources, target, item, spec, ctx, where=step.label))
+            for item, proof in zip(staged, proofs, strict=True)
+        )
 
 
 def _no_way(spec: CopySpec, target: str) -> UsageError:

@@ -8,8 +8,9 @@ from typing import ClassVar
 from millrace.core.plan import Freshness, Step
 from millrace.core.ports import Context
 from millrace.core.staged import Proof, Staged
+from millrace.steps.checking import enforce_checks, querying
 from millrace.steps.resources import Resources
-from millrace.steps.warehouse import enforce_checks, querying, warehouse_of
+from millrace.steps.warehouse import warehouse_of
 
 
 class GateStep:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,11 +25,11 @@ from millrace.core.staged import LedgerEntry, Proof, Staged
 from millrace.duck import engine
 from millrace.duck import inputs as views
 from millrace.duck.engine import Fragment
-from millrace.errors import KeyInvalid, NotFound
+from millrace.errors import NotFound
 from millrace.lake.target import LakeTarget
+from millrace.steps.checking import check_lake_stage
 from millrace.steps.resources import Resources
 from millrace.steps.versions import judge, pinned
-from millrace.steps.warehouse import enforce_checks, querying
 from millrace.transform.sql_model import KeyFilter, SqlModel, parse_model, restrict
 from millrace.transform.sql_run import ModelResult, run_model
 
@@ -117,43 +117,10 @@ class ModelStep:
         lake = _lake(step, ctx)
         (one,) = staged
         proof = lake.prove(one)
-        checks: tuple[Any, ...] = ()
-        if step.spec["checks"] or one.schema.key:
-            connection = engine.connect(memory_limit=self._resources.memory_limit, threads=self._resources.threads)
-            try:
-                views.attach(connection, one.asset, lake.staged_files(one), one.schema)
-                self._check_key(connection, one, step)
-                entry = lake.ledger(one.asset)
-                checks = enforce_checks(
-                    step.spec["checks"],
-                    one.asset,
-                    querying(connection, step.label),
-                    (one.asset.layer, one.asset.name),
-                    ctx,
-                    key=one.schema.key,
-                    last_good=entry.time if entry else None,
-                )
-            finally:
-                connection.close()
-        return (Proof(proof.asset, proof.load, proof.level, proof.digest, checks),)
-
-    def _check_key(self, connection: duckdb.DuckDBPyConnection, staged: Staged, step: Step) -> None:
-        """Refuse a key with nulls or duplicates. Raises KeyInvalid."""
-        key = staged.schema.key
-        if not key:
-            return
-        columns = engine.listed(engine.identifier(name) for name in key)
-        table = engine.qualified(staged.asset.layer, staged.asset.name)
-        query = "select {columns}, count(*) as n from {table} group by all having n > 1 limit 3"
-        found = engine.rows(connection, engine.fill(query, columns=columns, table=table))
-        if found:
-            rows = [", ".join(f"{n} = {v!r}" for n, v in zip(key, row[:-1], strict=True)) for row in found]
-            raise KeyInvalid(
-                f"{staged.asset} has more than one row of the same key",
-                where=str(step.spec["path"]),
-                detail=[f"{text} ({row[-1]} rows)" for text, row in zip(rows, found, strict=True)],
-                hint="make the SELECT give one row per key, or name another key",
-            )
+        if not (step.spec["checks"] or one.schema.key):
+            return (proof,)
+        checks = check_lake_stage(self._resources, lake, one, step.spec["checks"], ctx, where=str(step.spec["path"]))
+        return (replace(proof, checks=checks),)
 
 
 def _lake(step: Step, ctx: Context) -> LakeTarget:

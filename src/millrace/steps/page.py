@@ -18,9 +18,9 @@ from millrace.dashboards.page import Source, render
 from millrace.dashboards.target import PageTarget
 from millrace.duck.warehouse import WarehouseTarget
 from millrace.errors import NotFound
+from millrace.steps.checking import querying
 from millrace.steps.resources import Resources
 from millrace.steps.versions import judge, pinned
-from millrace.steps.warehouse import querying
 
 
 class PageStep:

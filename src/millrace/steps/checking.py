@@ -1,0 +1,117 @@
+"""Checks in the proof of a step: run in the embedded engine on what lies in a stage, reported, and enforced."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from millrace.core.names import AssetId
+from millrace.core.ports import Context
+from millrace.core.staged import CheckResult, Staged, score
+from millrace.duck import engine, inputs
+from millrace.errors import KeyInvalid, NotFound
+from millrace.lake.target import LakeTarget
+from millrace.quality.gate import Query, Relations, enforce, run_checks
+from millrace.quality.rules import parse_checks
+from millrace.steps.resources import Resources
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+def querying(connection: Any, where: str) -> Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]:
+    """Return a function that runs SQL with bound parameters in a DuckDB connection."""
+
+    def query(sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        with engine.translated(where, "the query"):
+            return list(connection.execute(sql, list(parameters)).fetchall())
+
+    return query
+
+
+def enforce_checks(
+    spec: Mapping[str, Any],
+    asset: AssetId,
+    query: Query,
+    relation: str | Sequence[str],
+    ctx: Context,
+    *,
+    key: Sequence[str] = (),
+    relations: Relations | None = None,
+    last_good: str | None = None,
+) -> tuple[CheckResult, ...]:
+    """Run an asset's checks, report them, and stop the publish when a blocking one failed.
+
+    Raises:
+        GateFailed: a blocking check failed.
+    """
+    rules = parse_checks(spec, asset)
+    now = dt.datetime.fromisoformat(ctx.logical_time)
+    results = run_checks(rules, query, relation, key=key, now=now, relations=relations)
+    ctx.report.checks(results)
+    enforce(results, last_good)
+    if results:
+        ctx.report.note(f"score {score(results):.3f}")
+    return results
+
+
+def check_lake_stage(
+    resources: Resources, lake: LakeTarget, staged: Staged, spec: Mapping[str, Any], ctx: Context, *, where: str
+) -> tuple[CheckResult, ...]:
+    """Check what a lake asset would be after the publish: its key, then its checks.
+
+    Args:
+        resources: limits of the engine.
+        lake: where it is staged.
+        staged: the stage.
+        spec: the checks as the project's files say them.
+        ctx: of the step.
+        where: the file that errors name.
+
+    Raises:
+        KeyInvalid: a key stands twice.
+        GateFailed: a blocking check failed.
+    """
+    connection = engine.connect(memory_limit=resources.memory_limit, threads=resources.threads)
+
+    def other(asset: AssetId) -> tuple[str, str]:
+        if lake.ledger(asset) is None:
+            raise NotFound(f"a check of {staged.asset} reads {asset}, which was never published", where=where)
+        inputs.attach(connection, asset, lake.files(asset), lake.schema(asset))
+        return (asset.layer, asset.name)
+
+    try:
+        inputs.attach(connection, staged.asset, lake.staged_files(staged), staged.schema)
+        _check_key(connection, staged, where)
+        entry = lake.ledger(staged.asset)
+        return enforce_checks(
+            spec,
+            staged.asset,
+            querying(connection, where),
+            (staged.asset.layer, staged.asset.name),
+            ctx,
+            key=staged.schema.key,
+            relations=other,
+            last_good=entry.time if entry else None,
+        )
+    finally:
+        connection.close()
+
+
+def _check_key(connection: duckdb.DuckDBPyConnection, staged: Staged, where: str) -> None:
+    key = staged.schema.key
+    if not key:
+        return
+    columns = engine.listed(engine.identifier(name) for name in key)
+    table = engine.qualified(staged.asset.layer, staged.asset.name)
+    query = "select {columns}, count(*) as n from {table} group by all having n > 1 limit 3"
+    found = engine.rows(connection, engine.fill(query, columns=columns, table=table))
+    if found:
+        rows = [", ".join(f"{name} = {value!r}" for name, value in zip(key, row[:-1], strict=True)) for row in found]
+        raise KeyInvalid(
+            f"{staged.asset} has more than one row of the same key",
+            where=where,
+            detail=[f"{text} ({row[-1]} rows)" for text, row in zip(rows, found, strict=True)],
+            hint="make it give one row per key, or name another key",
+        )
