@@ -18,6 +18,9 @@ import pytest
 
 from millrace.app.scaffold import init_project
 from millrace.templates.shop_source import fill
+from millrace.testing.servers import PostgresServer
+
+from .house import Bases
 
 ORDERS = 3000
 SECONDS = 240
@@ -90,3 +93,9 @@ def make_shop(folder: Path, url: str) -> Shop:
 def shop(tmp_path: Path, db18: str) -> Iterator[Shop]:
     """A shop that never ran."""
     return make_shop(tmp_path / "shop", db18)
+
+
+@pytest.fixture(scope="session")
+def bases(pg18: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Bases:
+    """Small projects, made once for all tests that begin with them."""
+    return Bases(pg18, tmp_path_factory.mktemp("bases"))
