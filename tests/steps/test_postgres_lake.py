@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -356,19 +357,24 @@ def test_killed_at_any_door_the_next_run_ends_right(bench15: Bench, point: str) 
     assert len(bench15.lake.folder(ASSET).data_files()) >= len(bench15.lake.files(ASSET))
 
 
-def test_a_torn_file_is_not_published(bench15: Bench) -> None:
+@pytest.mark.parametrize("exchange", [False, True])
+def test_a_file_with_other_values_is_not_published(bench15: Bench, exchange: bool) -> None:
     bench15.events(2_000)
     spec = bench15.spec()
     step, ctx = bench15.context(spec)
-    staged = postgres_lake.stage(spec, bench15.reader, bench15.lake, step, ctx)
-    path = Path(bench15.lake.staged_files(staged[0])[0])
+    staged = postgres_lake.stage(spec, bench15.reader, bench15.lake, step, ctx)[0]
+    path = Path(bench15.lake.staged_files(staged)[0])
     table = pq.read_table(path)
     at = table.schema.get_field_index("note")
     notes = table.column("note").to_pylist()
-    notes[0], notes[1] = "someone", "else"
+    notes[0], notes[1] = (notes[1], notes[0]) if exchange else (notes[0], "other")
     pq.write_table(table.set_column(at, table.schema.field("note"), [notes]), path)
+    # The size is made to fit, so that only the rows can tell.
+    files = [{**file, "size": (path.parent / file["name"]).stat().st_size} for file in staged.detail["files"]]
+    with pytest.raises(ProofFailed, match="not what the source holds"):
+        bench15.lake.prove(replace(staged, detail={**staged.detail, "files": files}))
     with pytest.raises(ProofFailed):
-        publish(bench15.lake, staged)
+        publish(bench15.lake, [staged])
     assert bench15.lake.ledger(ASSET) is None
 
 
