@@ -18,7 +18,7 @@ from millrace.core.names import TableRef
 from millrace.core.schema import Schema
 from millrace.errors import MillraceError, UsageError
 from millrace.postgres.catalog import PgColumn, Relation, columns_of_query, describe, missing_column
-from millrace.postgres.session import Connection
+from millrace.postgres.session import Connection, translated
 
 _TERMINAL = re.compile(r"\x1b\[[0-9;]*m")  # sqlglot underlines the offending word in its messages
 
@@ -121,8 +121,16 @@ def open_source(
 
     Raises:
         UsageError: the SQL is not one condition, one column list or one read-only SELECT.
-        NotFound, PermissionMissing: of the table or of what the query reads.
+        NotFound, PermissionMissing: of the table, or of what the query or the condition reads.
     """
+    source = _described(connection, table, label, where, select)
+    if source.where is not None:
+        with translated(label, f"apply the condition {_short(where or '')}", connection=connection):
+            connection.execute(sql.SQL("select from {} where {} limit 0").format(source.origin, source.where))
+    return source
+
+
+def _described(connection: Connection, table: TableRef, label: str, where: str | None, select: str | None) -> Source:
     condition = None if where is None else author_condition(where)
     if select is not None and _is_query(select):
         query = author_select(select)
