@@ -57,7 +57,7 @@ def ask(
     statement, assets = tables_of(sql)
     connection = connect(memory_limit=runtime.memory_limit, threads=runtime.threads)
     try:
-        with translated("the query", "the query"):
+        with translated(None, "the query"):
             _show(connection, runtime, project, assets)
             result = connection.execute(statement)
             columns = tuple(str(column[0]) for column in result.description or ())
@@ -81,7 +81,7 @@ def _show(connection: duckdb.DuckDBPyConnection, runtime: Runtime, project: Proj
                 hint=did_you_mean(asset.layer, list(project.layers)) or f"layers: {', '.join(project.layers)}",
             )
         if bound == "lake":
-            _show_lake(connection, runtime, asset)
+            _show_lake(connection, runtime, project, asset)
             continue
         if not attached:
             _attach(connection, runtime, asset)
@@ -89,7 +89,7 @@ def _show(connection: duckdb.DuckDBPyConnection, runtime: Runtime, project: Proj
         show_table(connection, asset)
 
 
-def _show_lake(connection: duckdb.DuckDBPyConnection, runtime: Runtime, asset: AssetId) -> None:
+def _show_lake(connection: duckdb.DuckDBPyConnection, runtime: Runtime, project: Project, asset: AssetId) -> None:
     from millrace.duck import inputs
     from millrace.lake.target import LakeTarget
 
@@ -97,7 +97,10 @@ def _show_lake(connection: duckdb.DuckDBPyConnection, runtime: Runtime, asset: A
     assert isinstance(lake, LakeTarget)  # noqa: S101 - wired here
     entry = lake.ledger(asset)
     if entry is None:
-        raise NotFound(f"{asset} was never published", hint="see what there is: millrace status")
+        known = [str(made.asset) for made in (*project.copies, *project.models) if made.asset != asset]
+        raise NotFound(
+            f"{asset} was never published", hint=did_you_mean(str(asset), known) or "see what there is: millrace status"
+        )
     inputs.attach(connection, asset, lake.files(asset, entry.seq), lake.schema(asset, entry.seq))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from millrace.postgres.session import Database
 
 STATE = ".millrace"
+RUN_ID = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # it names files, and orchestrators choose it
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,20 +221,24 @@ class House:
         options: RunOptions | None = None,
         show_as: str = "terminal",
     ) -> RunResult:
-        """Run a plan; failures are in the result."""
+        """Run a plan; failures are in the result. Raises UsageError for a logical time that is none."""
+        at = logical_instant(logical_time)
         engine = self._engine(show_as, pipeline)
-        return engine.run(plan, pipeline=pipeline, resume=resume, logical_time=logical_time, options=options)
+        return engine.run(plan, pipeline=pipeline, resume=resume, logical_time=at, options=options)
 
     def step(self, key: str, run: str, phase: str | None, *, logical_time: str | None = None) -> Sequence[StepOutcome]:
         """Run one phase of one step, or all of them.
 
         Raises:
-            UsageError: no such step or phase.
+            UsageError: no such step or phase, or an id or a time that is none.
         """
+        if not RUN_ID.fullmatch(run):
+            raise UsageError(f"{run!r} cannot name a run", hint="use letters, digits, _, - and ., at most 200 of them")
+        at = logical_instant(logical_time)
         keys = [step.key for step in self.whole.steps]
         if key not in keys:
             raise UsageError(f"there is no step {key!r}", hint=did_you_mean(key, keys) or "see: millrace plan --json")
-        return self._engine("silent").phase(self.whole, key, run, phase, logical_time=logical_time)
+        return self._engine("silent").phase(self.whole, key, run, phase, logical_time=at)
 
     def check_bundle(self, wanted: str | None) -> None:
         """Refuse to run other files than an orchestrator was rendered from.
@@ -266,6 +273,22 @@ class House:
         self._require_extras()
         columns, numeric, rows = ask(self.runtime, self.project, sql, limit + 1)
         return QueryResult(columns, numeric, tuple(rows[:limit]), len(rows) > limit, time.monotonic() - since)
+
+
+def logical_instant(text: str | None) -> str | None:
+    """Return a run's "now" as ISO 8601 in UTC; what names no zone is UTC.
+
+    Raises:
+        UsageError: the text is no time.
+    """
+    if text is None:
+        return None
+    try:
+        found = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"not a time: {text!r}", hint="write ISO 8601: 2026-11-20 or 2026-11-20T06:00:00Z") from None
+    zoned = found if found.tzinfo else found.replace(tzinfo=dt.UTC)
+    return zoned.astimezone(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @contextlib.contextmanager
