@@ -1,7 +1,8 @@
 """Pages as a target: a folder of HTML files, each replaced by one rename, with a ledger file beside it.
 
 The page and its ledger entry are two files, so a kill between the two renames leaves a new page under the old entry;
-the next run writes the same page again. That is the promise of a target without transactions: at least once.
+the next run, or the same one taken up again, writes the same page once more. That is the promise of a target without
+transactions: at least once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import datetime as dt
 import fcntl
 import json
 import os
+import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -85,16 +88,23 @@ class PageTarget:
                     raise SeqMoved(f"{item.asset} was published by another run since this one was staged")
                 now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
                 entry = entry_for(item, proof, time=now, level="none", digest=None, rows=-1, counts=Counts())
+                try:
+                    html = Path(item.place).read_text("utf-8")
+                except FileNotFoundError:
+                    raise SeqMoved(
+                        f"the stage of {item.asset} is gone: its run {item.run} was given up", hint="run again"
+                    ) from None
                 reach("pages.publish.before_commit")
-                Path(item.place).replace(self.page(item.asset))
+                _write(self.page(item.asset), html)  # the stage stays whole until the ledger knows of it
+                reach("pages.publish.replaced")
                 _write(self._ledger_file(item.asset), json.dumps(entry.to_json()))
                 reach("pages.publish.after_commit")
-                Path(item.place).with_suffix(".json").unlink(missing_ok=True)
+                self.discard(item)
                 entries.append(entry)
         return entries
 
     def discard(self, staged: Staged) -> None:
-        """Drop a staged page."""
+        """Drop a staged page; the descriptor goes last, so that one that is there can be dropped again."""
         for file in (Path(staged.place), Path(staged.place).with_suffix(".json")):
             file.unlink(missing_ok=True)
 
@@ -115,6 +125,11 @@ class PageTarget:
             if file.suffix != ".json" and file not in described and not file.name.startswith("."):
                 file.unlink(missing_ok=True)
                 dropped.append(str(file))
+        for folder in (self.root, self._private, self._private / "stage"):
+            for half in folder.glob(".*.*"):
+                if _HALF.search(half.name) and not _writing(half):
+                    half.unlink(missing_ok=True)
+                    dropped.append(str(half))
         return dropped
 
     @contextlib.contextmanager
@@ -123,6 +138,23 @@ class PageTarget:
         with (self._private / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+_HALF = re.compile(r"\.(html|json)\.[0-9]+$")
+_HALF_SECONDS = 3600.0  # no process writes a page for that long: its id is another's by now
+
+
+def _writing(half: Path) -> bool:
+    """Whether the process that writes a file is still at it; its id ends the file's name."""
+    try:
+        os.kill(int(half.name.rpartition(".")[2]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    with contextlib.suppress(FileNotFoundError):
+        return time.time() - half.stat().st_mtime < _HALF_SECONDS
+    return False
 
 
 def _write(file: Path, text: str) -> None:
