@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import threading
@@ -118,8 +119,11 @@ class Session:
         return folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', step.key)[:40]}-{fingerprint(step.key)[:6]}"
 
     def tidy(self, step: Step | None = None) -> None:
-        """Remove a scratch folder."""
+        """Remove a scratch folder, and the run's with the last step's."""
         shutil.rmtree(self.scratch(step), ignore_errors=True)
+        if step is not None:
+            with contextlib.suppress(OSError):  # others are at work in it
+                self.scratch().rmdir()
 
 
 def group_name(step: Step) -> str:
@@ -256,7 +260,9 @@ class StepContext:
     def scratch(self) -> Path:
         """See `core.ports.Context`."""
         folder = self._session.scratch(self._work.step)
-        folder.mkdir(parents=True, exist_ok=True)
+        while not folder.is_dir():
+            with contextlib.suppress(FileNotFoundError):  # another step removed the run's empty folder in between
+                folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def stopping(self) -> bool:
