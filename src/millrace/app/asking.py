@@ -97,7 +97,8 @@ def _show_lake(connection: duckdb.DuckDBPyConnection, runtime: Runtime, project:
     assert isinstance(lake, LakeTarget)  # noqa: S101 - wired here
     entry = lake.ledger(asset)
     if entry is None:
-        known = [str(made.asset) for made in (*project.copies, *project.models) if made.asset != asset]
+        made = {copy.asset for copy in project.copies} | {model.asset for model in project.models}
+        known = sorted(str(other) for other in made if other != asset)
         raise NotFound(
             f"{asset} was never published", hint=did_you_mean(str(asset), known) or "see what there is: millrace status"
         )
