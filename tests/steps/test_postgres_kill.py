@@ -23,6 +23,8 @@ from millrace.core import events
 from millrace.core.names import new_run_id
 from millrace.errors import CommitUnknown, MillraceError, SeqMoved, TargetBusy, TransientFailure
 
+pytestmark = pytest.mark.slow
+
 CHILD = Path(__file__).with_name("doors.py")
 POINTS = [
     "postgres.stage.segment:2",
@@ -142,7 +144,7 @@ def test_the_same_run_adopts_what_it_published(pair: Copy) -> None:
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("point", [POINTS[0], POINTS[2], POINTS[3]])
 def test_a_zombie_is_refused(pair: Copy, how: str, point: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MILLRACE_LEASE_TTL", "1")
+    monkeypatch.setenv("MILLRACE_LEASE_TTL", "2")
     copy = prepared(pair, how)
     point = point.removesuffix(":2") if how == "merge" else point
     child = start(copy, new_run_id(), MILLRACE_PAUSE_AT=point)
@@ -150,7 +152,7 @@ def test_a_zombie_is_refused(pair: Copy, how: str, point: str, monkeypatch: pyte
         os.waitpid(child.pid, os.WUNTRACED)
         with pytest.raises(TargetBusy):
             copy.run()
-        time.sleep(1.3)  # the time to live
+        time.sleep(2.2)  # the time to live
         entry = copy.run()
         assert entry is not None
         assert equal(copy)
@@ -164,11 +166,11 @@ def test_a_zombie_is_refused(pair: Copy, how: str, point: str, monkeypatch: pyte
 
 
 def test_a_zombie_drops_only_its_own_stage(pair: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MILLRACE_LEASE_TTL", "1")
+    monkeypatch.setenv("MILLRACE_LEASE_TTL", "2")
     child = start(pair, new_run_id(), MILLRACE_PAUSE_AT="postgres.prove")
     try:
         os.waitpid(child.pid, os.WUNTRACED)
-        time.sleep(1.3)
+        time.sleep(2.2)
         staged = pair.stage()
     finally:
         os.kill(child.pid, signal.SIGCONT)

@@ -14,6 +14,7 @@ from millrace.core.digest import Digest
 from millrace.core.events import reach
 from millrace.core.names import AssetId, TableRef
 from millrace.core.ports import StageRequest
+from millrace.core.secrets import redact
 from millrace.core.staged import LedgerEntry, Proof, Staged
 from millrace.errors import (
     CommitUnknown,
@@ -289,12 +290,12 @@ class PostgresTarget:
             raise TransientFailure(
                 f"the connection was lost while {names} was being published; it was not committed",
                 where=self.database.label,
-                detail=[str(error).strip().splitlines()[0]],
+                detail=[redact(str(error)).strip().partition("\n")[0]],
             ) from error
         raise CommitUnknown(
             f"the commit of {names} was sent and no answer came",
             where=self.database.label,
-            detail=[str(error).strip().splitlines()[0]],
+            detail=[redact(str(error)).strip().partition("\n")[0]],
             hint="the ledger in the target decides: the next run reads it",
         ) from error
 
