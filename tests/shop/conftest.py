@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import os
 import subprocess
@@ -16,13 +15,10 @@ import duckdb
 import psycopg
 import pytest
 
-from millrace.app.scaffold import init_project
-from millrace.templates.shop_source import fill
 from millrace.testing.servers import PostgresServer
 
 from .house import Bases
 
-ORDERS = 3000
 SECONDS = 240
 
 
@@ -82,20 +78,21 @@ class Shop:
         )[0]
 
 
-def make_shop(folder: Path, url: str) -> Shop:
-    init_project(folder, "ecommerce")
-    with psycopg.connect(url, autocommit=True) as connection:
-        fill(connection, orders=ORDERS, end=dt.datetime.now(dt.UTC).date())
-    return Shop(folder, url)
-
-
-@pytest.fixture
-def shop(tmp_path: Path, db18: str) -> Iterator[Shop]:
-    """A shop that never ran."""
-    return make_shop(tmp_path / "shop", db18)
-
-
 @pytest.fixture(scope="session")
 def bases(pg18: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Bases:
     """Small projects, made once for all tests that begin with them."""
     return Bases(pg18, tmp_path_factory.mktemp("bases"))
+
+
+@pytest.fixture
+def shop(bases: Bases, tmp_path: Path) -> Iterator[Shop]:
+    """A shop that never ran."""
+    with bases.copy("shop", tmp_path, ran=False) as house:
+        yield Shop(house.folder, house.url)
+
+
+@pytest.fixture
+def ran_shop(bases: Bases, tmp_path: Path) -> Iterator[Shop]:
+    """A shop that ran once."""
+    with bases.copy("shop", tmp_path, ran=True) as house:
+        yield Shop(house.folder, house.url)

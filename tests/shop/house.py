@@ -340,7 +340,7 @@ class Bases:
         elif key not in self._made:
             house = House(self._folder / kind, self._database(None))
             with psycopg.connect(house.url, autocommit=True) as connection:
-                fill(connection, orders=ORDERS, end=END)
+                fill(connection, orders=3000 if kind == "shop" else ORDERS, end=END)
             KINDS[kind](house.folder)
             house.ok("validate")  # dbt's graph is in the cache from here on
             self._made[key] = house
@@ -429,4 +429,8 @@ def _postgres(folder: Path) -> None:
     (folder / "copies/shop_db.yaml").write_text(text)
 
 
-KINDS = {"lake": _lake, "dbt": _dbt, "postgres": _postgres}
+def _shop(folder: Path) -> None:
+    init_project(folder, "ecommerce")
+
+
+KINDS = {"shop": _shop, "lake": _lake, "dbt": _dbt, "postgres": _postgres}

@@ -11,7 +11,7 @@ from .house import CHANGES, Bases, House
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
 ORDERS, CUSTOMERS, MODEL, PAGE = "copy:bronze.orders", "copy:bronze.customers", "model:silver.orders", "page:days"
-LOAD, DBT, GATE = "load:silver.orders", "dbt:marts", "gate:marts.agg_days"
+LOAD, DBT, GATE = "load:silver.orders", "dbt:dbt", "gate:marts.agg_days"
 
 FIRST = [
     ("lake.stage.file:2", ORDERS),
@@ -97,7 +97,7 @@ def test_a_first_load_into_the_warehouse(bases: Bases, tmp_path: Path, point: st
         ("warehouse.publish.after_commit", GATE),
         ("engine.after_publish:3", GATE),
         ("pages.stage.closed", PAGE),
-        ("pages.publish.before_commit", PAGE),
+        ("pages.publish.replaced", PAGE),
         ("pages.publish.after_commit", PAGE),
     ],
 )

@@ -13,7 +13,6 @@ from .house import CHANGES, Bases, Child, Done, House
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
 TTL = {"MILLRACE_LEASE_TTL": "1"}
-STEPS = {"lake": "copy:bronze.orders", "postgres": "copy:raw.orders", "dbt": "dbt:marts"}
 
 
 def named(done: Done, house: House, first: Child) -> None:

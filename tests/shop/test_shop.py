@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -39,8 +37,8 @@ def test_to_a_page_then_nothing_then_only_what_changed(shop: Shop) -> None:
     assert shop.ask("select count(*) from marts.fct_orders") == [(3001,)]
 
 
-def test_incremental_facts_lose_nothing_over_several_runs(shop: Shop) -> None:
-    shop.ok()
+def test_incremental_facts_lose_nothing_over_several_runs(ran_shop: Shop) -> None:
+    shop = ran_shop
     for turn in range(3):
         shop.source(
             f"update orders set quantity = quantity + 1, amount = amount + 1, updated_at = now() where order_id % 50 = {turn}"
@@ -61,10 +59,10 @@ def test_incremental_facts_lose_nothing_over_several_runs(shop: Shop) -> None:
     assert shop.ask("select order_id, order_amount, status from marts.fct_orders order by 1") == incremental
 
 
-def test_a_transaction_that_commits_late_is_brought(shop: Shop) -> None:
+def test_a_transaction_that_commits_late_is_brought(ran_shop: Shop) -> None:
     import psycopg
 
-    shop.ok()
+    shop = ran_shop
     with psycopg.connect(shop.url) as late:
         late.execute("update orders set quantity = 99, updated_at = now() - interval '3 days' where order_id = 7")
         with psycopg.connect(shop.url, autocommit=True) as other:
@@ -78,8 +76,8 @@ def test_a_transaction_that_commits_late_is_brought(shop: Shop) -> None:
     ]
 
 
-def test_a_failing_dbt_test_leaves_the_old_warehouse_and_page(shop: Shop) -> None:
-    shop.ok()
+def test_a_failing_dbt_test_leaves_the_old_warehouse_and_page(ran_shop: Shop) -> None:
+    shop = ran_shop
     before, page = shop.warehouse, (shop.folder / "pages/daily_sales.html").stat().st_mtime_ns
     totals = shop.totals()
     test = shop.folder / "dbt/tests/assert_never.sql"
@@ -96,8 +94,8 @@ def test_a_failing_dbt_test_leaves_the_old_warehouse_and_page(shop: Shop) -> Non
     assert shop.totals() == shop.source_totals()
 
 
-def test_a_failing_gate_leaves_the_old_warehouse(shop: Shop) -> None:
-    shop.ok()
+def test_a_failing_gate_leaves_the_old_warehouse(ran_shop: Shop) -> None:
+    shop = ran_shop
     before = shop.warehouse
     checks = shop.folder / "checks/marts.yaml"
     good = checks.read_text()
@@ -121,8 +119,8 @@ with duckdb.connect(sys.argv[1], read_only=True) as connection:
 """
 
 
-def test_a_reader_neither_blocks_nor_is_blocked(shop: Shop) -> None:
-    shop.ok()
+def test_a_reader_neither_blocks_nor_is_blocked(ran_shop: Shop) -> None:
+    shop = ran_shop
     reader = subprocess.Popen(
         [sys.executable, "-c", READER, str(shop.warehouse)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -136,58 +134,3 @@ def test_a_reader_neither_blocks_nor_is_blocked(shop: Shop) -> None:
     out, _ = reader.communicate("\n", timeout=60)
     assert out == first
     assert shop.totals() == shop.source_totals()
-
-
-POINTS = [
-    "lake.stage.file",
-    "lake.stage.closed",
-    "engine.staged",
-    "lake.prove",
-    "engine.proven",
-    "engine.before_publish",
-    "lake.publish.before_commit",
-    "lake.publish.after_commit",
-    "engine.after_publish",
-    "warehouse.stage.cloned",
-    "warehouse.stage.member",
-    "warehouse.prove",
-    "warehouse.publish.before_commit",
-    "warehouse.publish.after_commit",
-    "pages.stage.closed",
-    "pages.publish.before_commit",
-    "pages.publish.after_commit",
-]
-
-
-@pytest.mark.parametrize("point", POINTS)
-def test_killed_anywhere_one_more_run_ends_as_if_nothing_happened(shop: Shop, point: str) -> None:
-    killed = shop.run("run", MILLRACE_KILL_AT=point)
-    assert killed.returncode == -9, killed.stdout + killed.stderr
-    shop.ok()
-    assert shop.totals() == shop.source_totals()
-    assert shop.ask("select count(*), count(distinct order_id) from marts.fct_orders") == [(3000, 3000)]
-    assert set(shop.statuses().values()) == {"fresh"}
-    assert leftovers(shop.folder) == []
-
-
-def leftovers(folder: Path) -> list[str]:
-    """Stages, clones and data files that no log names."""
-    found = [str(path) for path in folder.glob("lake/*/*/_millrace/stages/*")]
-    for table in folder.glob("lake/*/*"):
-        named: set[str] = set()
-        for commit in sorted((table / "_delta_log").glob("*.json")):
-            for line in commit.read_text().splitlines():
-                action = json.loads(line)
-                for kind in ("add", "remove"):
-                    if kind in action:
-                        named.add(action[kind]["path"])
-        found += [str(path) for path in table.glob("*.parquet") if path.name not in named]
-    current = (folder / "warehouse/CURRENT").read_text().strip()
-    found += [
-        str(path)
-        for path in (folder / "warehouse").iterdir()
-        if (path.is_dir() and path.name > current) or path.suffix == ".tmp"
-    ]
-    found += [str(path) for path in (folder / "pages/.millrace/stage").glob("*")]
-    found += [str(path) for path in (folder / ".millrace/scratch").glob("*")]
-    return found

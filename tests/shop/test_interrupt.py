@@ -1,0 +1,146 @@
+"""Ctrl-C and SIGTERM: exit 130, clear words, nothing half done, nothing left running, and `--resume` goes on."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from millrace.templates.shop_source import fill
+from millrace.testing.servers import shared_postgres
+
+from .house import CHANGES, END, Bases, Done, House
+
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
+
+
+def interrupted(done: Done) -> None:
+    assert done.code == 130, done.all
+    assert "interrupted" in done.all or "stopped" in done.all
+    assert "Traceback" not in done.all
+
+
+def resumes(house: House, bases: Bases, kind: str, before: dict[str, object]) -> None:
+    """Nothing of the step was published, and the run ends as an undisturbed one when it is taken up."""
+    run = house.last_run()
+    assert house.journal(f"select status from runs where id = '{run}'") == [("interrupted",)]
+    assert house.state() == before
+    house.ok("run", "--resume", run[:4])
+    assert house.state() == bases.undisturbed(kind, changed=True)
+    assert house.leftovers() == []
+    assert set(house.statuses().values()) == {"fresh"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "point"),
+    [
+        ("lake", "lake.stage.file"),
+        ("lake", "lake.stage.closed"),
+        ("lake", "lake.prove"),
+        ("postgres", "postgres.stage.segment"),
+        ("postgres", "engine.staged"),
+        ("postgres", "postgres.prove"),
+    ],
+)
+def test_ctrl_c(bases: Bases, tmp_path: Path, kind: str, point: str) -> None:
+    with bases.copy(kind, tmp_path, ran=True) as house:
+        house.source(CHANGES)
+        before = house.state()
+        child = house.start(MILLRACE_INTERRUPT_AT=point)
+        interrupted(child.end())
+        assert child.strays() == []
+        resumes(house, bases, kind, before)
+
+
+@pytest.mark.parametrize(("kind", "point"), [("lake", "engine.staged"), ("postgres", "postgres.stage.closed")])
+def test_sigterm(bases: Bases, tmp_path: Path, kind: str, point: str) -> None:
+    with bases.copy(kind, tmp_path, ran=True) as house:
+        house.source(CHANGES)
+        before = house.state()
+        child = house.start(MILLRACE_PAUSE_AT=point).paused()
+        child.signal(signal.SIGTERM)
+        interrupted(child.resumed())
+        assert child.strays() == []
+        resumes(house, bases, kind, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_while_dbt_builds(bases: Bases, tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C goes to the whole group of a terminal, dbt's process with it; SIGTERM comes to Millrace alone."""
+    with bases.copy("dbt", tmp_path, ran=True) as house:
+        house.source(CHANGES)
+        before = {name: rows for name, rows in house.state().items() if not name.startswith("lake")}
+        child = house.start()
+        deadline = time.monotonic() + 120
+        while not any("dbt_runner" in line for line in child.strays()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.5)
+        child.signal(number, group=number == signal.SIGINT)
+        interrupted(child.end())
+        assert child.strays() == []
+        after = {name: rows for name, rows in house.state().items() if not name.startswith("lake")}
+        assert after == before
+        house.ok("run", "--resume", house.last_run())
+        assert house.state() == bases.undisturbed("dbt", changed=True)
+        assert house.leftovers() == []
+        assert set(house.statuses().values()) == {"fresh"}
+
+
+def test_what_was_staged_before_the_source_changed_is_not_taken_for_new(bases: Bases, tmp_path: Path) -> None:
+    with bases.copy("lake", tmp_path, ran=False) as house:
+        done = house.run(MILLRACE_KILL_AT="engine.staged")
+        assert done.code == -9
+        house.source(CHANGES)
+        house.ok("run", "--resume", house.last_run())
+        house.ok()
+        found = sorted((row["order_id"], row["status"], row["amount"]) for row in house.rows("silver", "orders"))
+        assert found == house.source("select order_id, lower(trim(status)), amount from orders order by 1")
+        assert house.leftovers() == []
+        assert set(house.statuses().values()) == {"fresh"}
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that a server's user can reach; pytest's is only for us."""
+    with tempfile.TemporaryDirectory(prefix="millrace-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_an_embedded_server_ends_with_the_run(bases: Bases, open_folder: Path) -> None:
+    with bases.copy("lake", open_folder, ran=False) as house:
+        manifest = house.folder / "millrace.yaml"
+        text = manifest.read_text()
+        manifest.write_text(text.replace('url: "${env:SHOP_DB_URL}"', "embedded: ./shop_db"))
+        with shared_postgres(house.folder / "shop_db") as url, psycopg.connect(url, autocommit=True) as connection:
+            fill(connection, orders=100, end=END)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            child = house.start(MILLRACE_PAUSE_AT="lake.stage.closed").paused()
+            assert servers(house), "the run has a server"
+            child.signal(number)
+            interrupted(child.resumed())
+            assert servers(house) == []
+        killed = house.run(MILLRACE_KILL_AT="lake.stage.closed")
+        assert killed.code == -9
+        assert servers(house), "nobody could stop it"
+        house.ok()
+        assert servers(house) == [], "the next command found it and stopped it"
+        assert len(house.rows("silver", "orders")) == 100
+        assert house.leftovers() == []
+
+
+def servers(house: House) -> list[str]:
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = file.read_text().replace("\0", " ")
+        except OSError:
+            continue
+        if "postgres" in line and str(house.folder) in line:
+            found.append(line)
+    return found
