@@ -91,6 +91,7 @@ class Child:
     """A running command, in a session of its own so that what it leaves behind can be found."""
 
     def __init__(self, folder: Path, arguments: tuple[str, ...], environment: Mapping[str, str]) -> None:
+        self.folder = folder
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("MILLRACE_", "PG"))}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "millrace", *arguments],
@@ -126,15 +127,17 @@ class Child:
         return self.end()
 
     def strays(self) -> list[str]:
-        """Processes of its session that still run."""
+        """What still runs of its session, of its children, or in its folder; a session's name says nothing of dbt's."""
         found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
-                text, line = stat.read_text(), stat.with_name("cmdline").read_text().replace("\0", " ")
+                state, parent, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+                place = stat.with_name("cwd").readlink()
+                line = stat.with_name("cmdline").read_text().replace("\0", " ")
             except OSError:
                 continue
-            state, _, _, session = text.rpartition(")")[2].split()[:4]
-            if session == str(self.pid) and state != "Z":
+            ours = str(self.pid) in (session, parent) or place.is_relative_to(self.folder)
+            if ours and state != "Z":
                 found.append(line)
         return found
 

@@ -212,9 +212,10 @@ def shared_postgres(data: Path) -> Iterator[str]:
         with data.with_suffix(".start").open("w") as starting:
             fcntl.flock(starting, fcntl.LOCK_EX)
             fcntl.flock(users, fcntl.LOCK_SH)
-            port = _running_port(data)
+            port, started = _running_port(data), None
             if port is None:
-                port = start_postgres(embedded_bin(scratch), data).port
+                started = start_postgres(embedded_bin(scratch), data)
+                port = started.port
         try:
             yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
         finally:
@@ -222,6 +223,8 @@ def shared_postgres(data: Path) -> Iterator[str]:
                 fcntl.flock(starting, fcntl.LOCK_EX)
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _stop_postmaster(data)
+            if started is not None:
+                started.process.poll()  # it has ended, unless others use it
 
 
 def _open_to_server(data: Path) -> Path:
