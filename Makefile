@@ -6,6 +6,8 @@ MAKEFLAGS += --no-builtin-rules
 .PHONY: help demo test test-fast check bench docs format clean setup needs
 
 # Interpreters come from the system: 3.11 to 3.13, as pyproject.toml says.
+# The system's certificates, so that a proxy of the company does not stop the set-up.
+export UV_SYSTEM_CERTS := true
 export UV_PYTHON_DOWNLOADS := never
 export UV_PYTHON_PREFERENCE := only-system
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
