@@ -30,10 +30,10 @@ def resumes(house: House, bases: Bases, kind: str, before: dict[str, object]) ->
     run = house.last_run()
     assert house.journal(f"select status from runs where id = '{run}'") == [("interrupted",)]
     assert house.state() == before
-    house.ok("run", "--resume", run[:4])
+    house.again(resume=run[:4])
     assert house.state() == bases.undisturbed(kind, changed=True)
     assert house.leftovers() == []
-    assert set(house.statuses().values()) == {"fresh"}
+    assert set(house.again().values()) == {"fresh"}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,10 @@ def test_sigterm(bases: Bases, tmp_path: Path, kind: str, point: str) -> None:
         child.signal(signal.SIGTERM)
         interrupted(child.resumed())
         assert child.strays() == []
-        resumes(house, bases, kind, before)
+        assert house.state() == before
+        house.ok("run", "--resume", house.last_run()[:4])
+        assert house.state() == bases.undisturbed(kind, changed=True)
+        assert house.leftovers() == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -89,10 +92,10 @@ def test_while_dbt_builds(bases: Bases, tmp_path: Path, number: signal.Signals) 
         assert child.strays() == []
         after = {name: rows for name, rows in house.state().items() if not name.startswith("lake")}
         assert after == before
-        house.ok("run", "--resume", house.last_run())
+        house.again(resume=house.last_run())
         assert house.state() == bases.undisturbed("dbt", changed=True)
         assert house.leftovers() == []
-        assert set(house.statuses().values()) == {"fresh"}
+        assert set(house.again().values()) == {"fresh"}
 
 
 def test_what_was_staged_before_the_source_changed_is_not_taken_for_new(bases: Bases, tmp_path: Path) -> None:
@@ -100,12 +103,12 @@ def test_what_was_staged_before_the_source_changed_is_not_taken_for_new(bases: B
         done = house.run(MILLRACE_KILL_AT="engine.staged")
         assert done.code == -9
         house.source(CHANGES)
-        house.ok("run", "--resume", house.last_run())
-        house.ok()
+        house.again(resume=house.last_run())
+        house.again()
         found = sorted((row["order_id"], row["status"], row["amount"]) for row in house.rows("silver", "orders"))
         assert found == house.source("select order_id, lower(trim(status)), amount from orders order by 1")
         assert house.leftovers() == []
-        assert set(house.statuses().values()) == {"fresh"}
+        assert set(house.again().values()) == {"fresh"}
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def test_three_processes_end_like_one_run(bases: Bases, tmp_path: Path, kind: st
         assert phase(house, key, "publish") == [(key, "published")], "an orchestrator may repeat a task"
         assert house.state() == after
         assert house.leftovers() == []
-        house.ok()  # the other steps
+        house.again()  # the other steps
         assert house.state() == bases.undisturbed(kind, changed=True)
 
 
@@ -93,7 +93,7 @@ def test_a_warehouse_group(bases: Bases, tmp_path: Path) -> None:
     """Each member is a task of its own; the last publish makes all of them visible at once."""
     with bases.copy("dbt", tmp_path, ran=True) as house:
         house.source(CHANGES)
-        house.ok("run", "--select", "+silver.orders")
+        house.again("+silver.orders")
         before = house.state()
         for key in GROUP:
             phase(house, key, "stage")
@@ -113,7 +113,7 @@ def test_a_warehouse_group(bases: Bases, tmp_path: Path) -> None:
 def test_a_warehouse_group_is_discarded(bases: Bases, tmp_path: Path) -> None:
     with bases.copy("dbt", tmp_path, ran=True) as house:
         house.source(CHANGES)
-        house.ok("run", "--select", "+silver.orders")
+        house.again("+silver.orders")
         before = house.state()
         phase(house, GROUP[0], "stage")
         assert house.leftovers() != []

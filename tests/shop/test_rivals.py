@@ -26,7 +26,7 @@ def named(done: Done, house: House, first: Child) -> None:
 def settled(house: House, bases: Bases, kind: str) -> None:
     """At most one more run, and nothing is left."""
     assert house.state() == bases.undisturbed(kind, changed=True)
-    house.ok()
+    house.again()
     assert house.state() == bases.undisturbed(kind, changed=True), "nothing is applied twice"
     assert house.leftovers() == []
 
