@@ -43,7 +43,7 @@ def demo(
         _make(folder, orders)
     _millrace(folder, "run")
     show.out()
-    show.out(show.painted(" again, with nothing new at the source:", "grey"))
+    show.out(show.painted(" again, with nothing new at the source:\n", "grey"))
     _millrace(folder, "run")
     _summary(folder, time.monotonic() - since)
 
