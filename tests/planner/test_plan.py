@@ -131,8 +131,11 @@ tables:
     assert changed(plan, {"dashboards/sales.yaml": "title: S\nasset: marts.fct_orders\ntable: {columns: [a]}\n"}) == {
         "page:sales"
     }
+    # a changed check is changed code of what it guards, else it would wait for the next data
     assert changed(plan, {"checks/all.yaml": "marts.fct_orders: {not_null: [order_id, a]}\n"}) == {
-        "gate:marts.fct_orders"
+        "copy:bronze.orders",
+        "dbt:shop",
+        "gate:marts.fct_orders",
     }
 
 

@@ -37,7 +37,10 @@ def demo(
     since = time.monotonic()
     if folder.exists() and any(folder.iterdir()):
         if not (folder / "millrace.yaml").exists():
-            raise UsageError(f"{folder} exists and is not a demo", hint="name another folder: millrace demo FOLDER")
+            raise UsageError(
+                f"{folder} exists and is no demo that was finished",
+                hint="delete it, or name another folder: millrace demo FOLDER",
+            )
         show.out(f" {folder} is there already; it runs again. Delete the folder to begin anew.\n")
     else:
         _make(folder, orders)
@@ -54,18 +57,21 @@ def _make(folder: Path, orders: int) -> None:
 
     from millrace.app import init_project
     from millrace.templates.shop_source import fill
-    from millrace.testing.servers import shared_postgres
+    from millrace.testing.servers import remove_postgres, server_place, shared_postgres
 
     started = time.monotonic()
     init_project(folder, "ecommerce")
     manifest = folder / "millrace.yaml"
-    text = manifest.read_text("utf-8")
-    url = 'url: "${env:SHOP_DB_URL}"'
-    manifest.write_text(text.replace(url, f"embedded: ./{DATA}"), encoding="utf-8")
+    text = manifest.read_text("utf-8").replace('url: "${env:SHOP_DB_URL}"', f"embedded: ./{DATA}")
+    manifest.unlink()  # it comes last: what has one is a whole demo
+    remove_postgres(folder / DATA)  # of a demo that was deleted, where root's home made it lie elsewhere
     with shared_postgres(folder / DATA) as server, psycopg.connect(server, autocommit=True) as connection:
         fill(connection, orders=orders)
+    manifest.write_text(text, encoding="utf-8")
     seconds = time.monotonic() - started
-    show.out(f" source   PostgreSQL in {folder / DATA}: {orders:,} orders, made in {seconds:.1f} s\n")
+    place = server_place(folder / DATA)
+    shown = folder / DATA if place == (folder / DATA).resolve() else place
+    show.out(f" source   PostgreSQL in {shown}: {orders:,} orders, made in {seconds:.1f} s\n")
 
 
 def _millrace(folder: Path, *arguments: str) -> None:

@@ -104,7 +104,8 @@ def print_status(house: House, *, as_json: bool) -> None:
             f"{latest[name] - seq} behind {name}" for name, seq in entry.inputs.items() if latest.get(name, seq) > seq
         ]
         known = entry.rows if entry.rows >= 0 else None
-        rows.append((str(asset), step.kind, entry.seq, known, entry.level, _when(entry.time), ", ".join(behind)))
+        proof = {"dbt": "checked", "page": "–"}.get(step.kind, "–") if entry.level == "none" else entry.level
+        rows.append((str(asset), step.kind, entry.seq, known, proof, _when(entry.time), ", ".join(behind)))
         data.append({"asset": str(asset), "published": entry.to_json(), "behind": behind})
     if as_json:
         show.as_json(data)

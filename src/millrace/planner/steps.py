@@ -176,7 +176,7 @@ class _Maker:
             label=str(copy.asset),
             assets=(copy.asset,),
             target=copy.target,
-            code=_code("copy", shape),
+            code=_code("copy", {**shape, "checks": checks}),
             spec={"copy": spec, "checks": checks},
         )
         self.add(step, copy.place)
@@ -288,10 +288,17 @@ class _Maker:
                 reads[step.key, asset] = place = self._place_of(step, asset)
                 self._readable(step, asset, makers.get(asset), place)
         gates = {step.inputs[0]: step.key for step in self.steps.values() if step.kind == "gate"}
+        self._gate_the_group([self.steps[key].code for key in gates.values()])
         for key, step in self.steps.items():
             waits = tuple(gates[asset] for asset in step.inputs if asset in gates and step.kind not in ("gate", "dbt"))
             self.steps[key] = replace(step, after=tuple(dict.fromkeys((*step.after, *waits))))
         return Made(tuple(self.steps.values()), self.places, reads)
+
+    def _gate_the_group(self, codes: Sequence[str]) -> None:
+        """Let a changed check count as changed code of what it guards: a gate has no ledger of its own."""
+        for key, step in self.steps.items():
+            if step.kind == "dbt":
+                self.steps[key] = replace(step, code=_code("dbt", [step.code, *codes]))
 
     def unknown(self, who: str, asset: AssetId, place: Place) -> ProjectError:
         """Return the error about an asset that nothing makes."""

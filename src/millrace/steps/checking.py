@@ -50,10 +50,15 @@ def enforce_checks(
     now = dt.datetime.fromisoformat(ctx.logical_time)
     results = run_checks(rules, query, relation, key=key, now=now, relations=relations)
     ctx.report.checks(results)
-    enforce(results, last_good)
+    enforce(results, None if last_good is None else _local(last_good))
     if results:
         ctx.report.note(f"score {score(results):.3f}")
     return results
+
+
+def _local(time: str) -> str:
+    """Return a time of the ledger as people read it: to the minute, in their zone."""
+    return dt.datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def check_lake_stage(

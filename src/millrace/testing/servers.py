@@ -202,7 +202,7 @@ def shared_postgres(data: Path) -> Iterator[str]:
         StepFailed: the server did not start.
     """
     data.parent.mkdir(parents=True, exist_ok=True)
-    data = _open_to_server(data)
+    data = server_place(data)
     with (
         tempfile.TemporaryDirectory(prefix="millrace-pg-", ignore_cleanup_errors=True) as name,
         data.with_suffix(".lock").open("w") as users,
@@ -227,15 +227,25 @@ def shared_postgres(data: Path) -> Iterator[str]:
                 started.process.poll()  # it has ended, unless others use it
 
 
-def _open_to_server(data: Path) -> Path:
+def server_place(data: Path) -> Path:
     """Return the data folder, or one in the temporary folder when root's home hides it from the server's user."""
+    data = data.resolve()  # the server's programs run in another folder
     if os.geteuid() or data.exists():
         return data
     if not subprocess.run(["test", "-x", data.parent], check=False, **_server_user()).returncode:
         return data
-    folder = Path(tempfile.gettempdir()) / f"millrace-{fingerprint(str(data.resolve()))}"
+    folder = Path(tempfile.gettempdir()) / f"millrace-{fingerprint(str(data))}"
     folder.mkdir(mode=0o755, exist_ok=True)
     return folder / data.name
+
+
+def remove_postgres(data: Path) -> None:
+    """Stop the server of a data folder if it runs, and remove what it keeps."""
+    data = server_place(data)
+    _stop_postmaster(data)
+    for path in (data.with_suffix(".lock"), data.with_suffix(".start"), data.with_suffix(".log")):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(data, ignore_errors=True)
 
 
 def _postmaster(data: Path) -> tuple[int, int] | None:
