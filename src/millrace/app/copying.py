@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from millrace.app.runtime import CONNECTION, Runtime
-from millrace.core.names import AssetId, TableRef, fingerprint
+from millrace.core.names import AssetId, TableRef, fingerprint, new_run_id
 from millrace.core.plan import Plan, Step
 from millrace.core.ports import Mode
 from millrace.core.staged import Counts, LedgerEntry
@@ -85,10 +86,10 @@ def _runtime(source: str, target: str, *, trusted_urls: bool = False) -> Iterato
         SOURCE: lambda _closing: _database(source, "source", trusted_urls=trusted_urls),
         TARGET: lambda _closing: _database(target, "target", trusted_urls=trusted_urls),
     }
-    with (
-        tempfile.TemporaryDirectory(prefix="millrace-") as work,
-        Runtime(Path.cwd(), Path(work), databases, {}) as runtime,
-    ):
+    # named, not made: nothing is left of a copy that is killed, unless a step really needs scratch
+    work = Path(tempfile.gettempdir()) / f"millrace-{new_run_id()}"
+    with Runtime(Path.cwd(), work, databases, {}) as runtime:
+        runtime.closing.callback(shutil.rmtree, work, ignore_errors=True)
         yield runtime
 
 
