@@ -4,7 +4,7 @@ from millrace.app.copying import CopyOptions, CopyOutcome, copy_dry_run, copy_ta
 from millrace.app.doctor import Finding, examine
 from millrace.app.extras import require as require_extras
 from millrace.app.house import House, QueryResult, open_house
-from millrace.app.scaffold import init_project, write_schemas
+from millrace.app.scaffold import init_from_database, init_project, write_schemas
 
 __all__ = [
     "CopyOptions",
@@ -16,6 +16,7 @@ __all__ = [
     "copy_table",
     "diff_tables",
     "examine",
+    "init_from_database",
     "init_project",
     "open_house",
     "require_extras",

@@ -2,34 +2,82 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from millrace.cli import show
 from millrace.cli.main import app
 from millrace.cli.options import Env, Folder, Json, Pipeline, Select
+from millrace.errors import UsageError
+
+if TYPE_CHECKING:
+    from millrace.app.from_database import Proposed
 
 INIT_EXAMPLES = """
 [bold]Examples[/bold]
 
   millrace init shop
   millrace init shop --template blank
+  millrace init shop --from env:SHOP_DB_URL
+  millrace init shop --from postgresql://reader@db.example.com/shop --schema public --schema sales
 """
 
 
 @app.command("init", epilog=INIT_EXAMPLES)
 def init(
     name: Annotated[Path, typer.Argument(help="Folder of the new project; its last part is the project's name.")],
-    template: Annotated[str, typer.Option(help="ecommerce or blank.")] = "ecommerce",
+    template: Annotated[
+        str | None, typer.Option(metavar="NAME", help="ecommerce (the default) or blank.", show_default=False)
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="DATABASE",
+            help="Write a project that copies this PostgreSQL's tables: env:NAME, service:NAME or a URL without a"
+            " password.",
+        ),
+    ] = None,
+    schema: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SCHEMA", help="With --from: a schema to read; several times for several. Default: public."
+        ),
+    ] = None,
 ) -> None:
-    """Write a new project from a template."""
-    from millrace.app import init_project
+    """Write a new project from a template, or from a live database's catalogue."""
+    from millrace.app import init_from_database, init_project
 
-    written = init_project(name, template)
-    show.out(f" {show.count(len(written), 'file')} in {name}")
-    show.out(" next: put the connection into .env or the environment, then: millrace validate, millrace run")
+    if source is None:
+        if schema:
+            raise UsageError("--schema says what to read, and there is no --from", hint="add --from env:NAME")
+        written = init_project(name, template or "ecommerce")
+        show.out(f" {show.count(len(written), 'file')} in {name}")
+        show.out(" next: put the connection into .env or the environment, then: millrace validate, millrace run")
+        return
+    if template is not None:
+        raise UsageError("a project comes from a template or from a database", hint="leave out --template or --from")
+    written, found = init_from_database(name, source, schema or ("public",))
+    show.out(f" {show.count(len(written), 'file')} in {name}: {', '.join(map(str, written))}")
+    left_out = f", {found.left_out:,} left out: the file says why" if found.left_out else ""
+    show.out(f" {show.count(found.copied, 'table')} to copy{left_out}")
+    show.out()
+    show.out(f" {_setting(name, found)}")
+    show.out(f" then: {'' if name.resolve() == Path.cwd() else f'cd {name} && '}millrace validate && millrace run")
+
+
+def _setting(folder: Path, found: Proposed) -> str:
+    """Return the sentence that says where the connection's URL comes from."""
+    variable, value = found.origin.variable, found.origin.value
+    if value is None:
+        return f"the URL stays in {variable}: keep it in the environment, or write it into {folder / '.env'}"
+    return (
+        f"set:  export {variable}={shlex.quote(value)}\n"
+        f"       or the same without export in {folder / '.env'}; the password there, in PGPASSWORD or in ~/.pgpass"
+    )
 
 
 VALIDATE_EXAMPLES = """
