@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -51,16 +52,19 @@ class Pair:
     source: str
     target: str
     how: str
+    children: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, **more: str) -> subprocess.Popen[str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("MILLRACE_", "PG"))}
-        return subprocess.Popen(
+        child = subprocess.Popen(
             [sys.executable, "-m", "millrace", *HOWS[self.how]],
             env={**kept, "NO_COLOR": "1", "COLUMNS": "120", "SRC": self.source, "DST": self.target, **more},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.children.append(child)
+        return child
 
     def paused(self, point: str, **more: str) -> subprocess.Popen[str]:
         child = self.start(MILLRACE_PAUSE_AT=point, **more)
@@ -134,13 +138,17 @@ def woken(child: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 @pytest.fixture
-def pair(db15: str, db18: str) -> Pair:
+def pair(db15: str, db18: str) -> Iterator[Pair]:
     """Rows that were copied once, and have changed since."""
     ask(db15, TABLE)
     made = Pair(db15, db18, "incremental")
     assert made.again()
     ask(db15, CHANGES)
-    return made
+    yield made
+    for child in made.children:  # a failing test leaves nothing behind
+        if child.poll() is None:
+            child.kill()
+        child.communicate()
 
 
 @pytest.mark.parametrize("how", HOWS)

@@ -124,6 +124,12 @@ class Child:
         out, err = self.process.communicate(timeout=SECONDS)
         return Done(self.process.returncode, out, err)
 
+    def over(self) -> None:
+        """End it however it is, so that a failing test leaves nothing behind."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
     def resumed(self) -> Done:
         self.signal(signal.SIGCONT)
         return self.end()
@@ -150,10 +156,11 @@ class House:
 
     folder: Path
     url: str
-    environment: dict[str, str] = field(default_factory=dict)
+    children: list[Child] = field(default_factory=list)
 
     def start(self, *arguments: str, **environment: str) -> Child:
-        return Child(self.folder, arguments or ("run",), {"SHOP_DB_URL": self.url, **self.environment, **environment})
+        self.children.append(Child(self.folder, arguments or ("run",), {"SHOP_DB_URL": self.url, **environment}))
+        return self.children[-1]
 
     def run(self, *arguments: str, **environment: str) -> Done:
         return self.start(*arguments, **environment).end()
@@ -364,6 +371,8 @@ class Bases:
         try:
             yield house
         finally:
+            for child in house.children:
+                child.over()
             self._drop(house.url)
 
     def undisturbed(self, kind: str, *, changed: bool) -> dict[str, Any]:

@@ -40,11 +40,9 @@ def resumes(house: House, bases: Bases, kind: str, before: dict[str, object]) ->
     ("kind", "point"),
     [
         ("lake", "lake.stage.file"),
-        ("lake", "lake.stage.closed"),
         ("lake", "lake.prove"),
         ("postgres", "postgres.stage.segment"),
         ("postgres", "engine.staged"),
-        ("postgres", "postgres.prove"),
     ],
 )
 def test_ctrl_c(bases: Bases, tmp_path: Path, kind: str, point: str) -> None:

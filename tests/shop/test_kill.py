@@ -73,8 +73,6 @@ def test_changes_in_the_lake(bases: Bases, tmp_path: Path, point: str, step: str
     ("point", "step"),
     [
         ("warehouse.stage.cloned", LOAD),
-        ("warehouse.stage.member:2", DBT),
-        ("warehouse.publish.before_commit", GATE),
         ("warehouse.publish.after_commit", GATE),
     ],
 )
@@ -87,16 +85,12 @@ def test_a_first_load_into_the_warehouse(bases: Bases, tmp_path: Path, point: st
 @pytest.mark.parametrize(
     ("point", "step"),
     [
-        ("warehouse.stage.cloned", LOAD),
         ("warehouse.stage.member", LOAD),
         ("warehouse.stage.member:2", DBT),
-        ("warehouse.prove", LOAD),
         ("warehouse.prove:2", DBT),
-        ("engine.before_publish:3", GATE),
         ("warehouse.publish.before_commit", GATE),
         ("warehouse.publish.after_commit", GATE),
         ("engine.after_publish:3", GATE),
-        ("pages.stage.closed", PAGE),
         ("pages.publish.replaced", PAGE),
         ("pages.publish.after_commit", PAGE),
     ],

@@ -223,8 +223,8 @@ def shared_postgres(data: Path) -> Iterator[str]:
                 fcntl.flock(starting, fcntl.LOCK_EX)
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _stop_postmaster(data)
-            if started is not None:
-                started.process.poll()  # it has ended, unless others use it
+                if started is not None:
+                    started.process.wait(START_SECONDS)  # its pid file goes a moment before it does
 
 
 def server_place(data: Path) -> Path:
