@@ -215,7 +215,10 @@ _RELATION = _RELATION_FACTS + _ACCESS + _RELATION_FROM
 _TABLE_COLUMNS = """
 with recursive a as (
     select a.attnum::int4 as number, a.attname::text as name, a.atttypid as typ, a.atttypmod as typmod,
-        a.attnotnull as not_null, a.attidentity::text as identity, a.attgenerated::text as generated,
+        -- PostgreSQL 18 has NOT NULL constraints that are not valid: nulls may be there
+        a.attnotnull and not exists (select from pg_catalog.pg_constraint o where o.conrelid = a.attrelid
+            and o.contype = 'n' and not o.convalidated and a.attnum = any(o.conkey)) as not_null,
+        a.attidentity::text as identity, a.attgenerated::text as generated,
         case when a.attgenerated = '' then pg_catalog.pg_get_expr(d.adbin, d.adrelid) end as default,
         case when a.attgenerated <> '' then pg_catalog.pg_get_expr(d.adbin, d.adrelid) end as generation,
         a.attcollation as collation

@@ -219,7 +219,10 @@ def shared_postgres(data: Path) -> Iterator[str]:
         try:
             yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
         finally:
-            with data.with_suffix(".start").open("w") as starting, contextlib.suppress(BlockingIOError):
+            with (
+                data.with_suffix(".start").open("w") as starting,
+                contextlib.suppress(BlockingIOError, subprocess.TimeoutExpired),
+            ):
                 fcntl.flock(starting, fcntl.LOCK_EX)
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _stop_postmaster(data)

@@ -130,7 +130,8 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: LakeTarget) -> Freshne
         if work.since is not None:
             found = _whole_digest(reader, work.source, snap)
             if found == work.since.tail:
-                return Freshness(True, f"nothing changed since {work.since.value}", 0)
+                since = f" since {work.since.value}" if work.since.value is not None else ""
+                return Freshness(True, f"nothing changed{since}", 0)
             rows = found.rows
         elif work.source.relation is not None and work.source.where is None and work.source.relation.rows >= 0:
             rows = work.source.relation.rows
