@@ -103,6 +103,6 @@ def test_an_inheritance_parent_proves_nothing(db: Connection) -> None:
 def test_a_not_null_that_is_not_valid_proves_nothing(db: Connection) -> None:
     db.execute("create table t (a int unique); insert into t values (1), (null), (null)")
     db.execute("alter table t add constraint present not null a not valid")
-    assert not proven(source(db), ["a"])
+    assert not proven(source(db), source(db).pick(["a"]))
     with pytest.raises(KeyInvalid, match="null"):
         check_key(db, source(db), ["a"])
