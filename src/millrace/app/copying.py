@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,6 +182,11 @@ def copy_table(
     )
 
 
+def _code(spec: CopySpec) -> str:
+    """Return the fingerprint of what decides which rows are copied."""
+    return fingerprint("copy", str(spec.table), repr((spec.mode, spec.key, spec.cursor, spec.where, spec.select)))
+
+
 def copy_dry_run(source: str, table: str, target: str, into: str, options: CopyOptions) -> Counts:
     """Return what a copy would insert, update and delete; changes nothing."""
     from millrace.postgres.target import PostgresTarget
@@ -190,7 +195,11 @@ def copy_dry_run(source: str, table: str, target: str, into: str, options: CopyO
     with _runtime(source, target) as runtime:
         place = runtime.target(f"{CONNECTION}{TARGET}")
         assert isinstance(place, PostgresTarget)  # noqa: S101 - made above
-        return dry_run(_spec(table, into, options, runtime), runtime.reader(SOURCE), place)
+        spec = _spec(table, into, options, runtime)
+        entry = place.ledger(spec.asset)
+        if entry is not None and entry.code != _code(spec):  # as in the step: a position of other options is no help
+            spec = replace(spec, full_refresh=True)
+        return dry_run(spec, runtime.reader(SOURCE), place)
 
 
 def diff_tables(

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from millrace.app.explain import explain
 from millrace.app.extras import needed_extras, require
-from millrace.app.runtime import CONNECTION, Runtime
+from millrace.app.runtime import Runtime
 from millrace.core.names import AssetId
 from millrace.core.plan import Freshness, Plan, Step
 from millrace.core.ports import Target
 from millrace.core.staged import LedgerEntry
-from millrace.errors import NotFound, UsageError, did_you_mean
+from millrace.errors import UsageError, did_you_mean
 from millrace.project import Project, load_project
 
 if TYPE_CHECKING:
@@ -77,12 +77,22 @@ class House:
     Args:
         project: as read from its files.
         full_refresh: steps read everything and forget positions.
+        replace_foreign: copies may take over targets with data that Millrace never wrote.
+        allow_deletes: copies may delete more than `max_delete`.
     """
 
-    def __init__(self, project: Project, *, full_refresh: bool = False) -> None:
+    def __init__(
+        self,
+        project: Project,
+        *,
+        full_refresh: bool = False,
+        replace_foreign: bool = False,
+        allow_deletes: bool = False,
+    ) -> None:
         self.project = project
         self.environment = project.environment
         self.full_refresh = full_refresh
+        self._lifted = {"replace": replace_foreign, "allow_deletes": allow_deletes}
         self.state = project.root / STATE
         schemas = {name: connection.ledger_schema for name, connection in project.settings.connections.items()}
         self.runtime = Runtime(
@@ -165,10 +175,14 @@ class House:
             select=select,
             pipeline=pipeline,
         )
-        if self.full_refresh:
-            steps = (replace(step, spec={**step.spec, "full_refresh": True}) for step in plan.steps)
-            return Plan(tuple(steps))
-        return plan
+        return Plan(tuple(replace(step, spec=self._told(step)) for step in plan.steps))
+
+    def _told(self, step: Step) -> Mapping[str, Any]:
+        """Return a step's spec with what this command line allows or asks for."""
+        spec = {**step.spec, "full_refresh": True} if self.full_refresh else dict(step.spec)
+        if step.kind == "copy":
+            spec["copy"] = {**spec["copy"], **{name: True for name, lifted in self._lifted.items() if lifted}}
+        return spec
 
     def explain(self, plan: Plan) -> list[tuple[Step, Freshness]]:
         """Say what a run of a plan would do, and why."""
@@ -293,22 +307,29 @@ def logical_instant(text: str | None) -> str | None:
 
 @contextlib.contextmanager
 def open_house(
-    folder: Path | None = None, environment: str | None = None, *, full_refresh: bool = False
+    folder: Path | None = None,
+    environment: str | None = None,
+    *,
+    full_refresh: bool = False,
+    replace_foreign: bool = False,
+    allow_deletes: bool = False,
 ) -> Iterator[House]:
     """Read a project and close what it opened at the end.
 
     Args:
         folder: the project's folder or one below it; default: the current one.
         environment: its name; default: `MILLRACE_ENV`, or dev.
-        full_refresh: steps read everything and forget positions.
+        full_refresh, replace_foreign, allow_deletes: see `House`.
 
     Raises:
         ProjectError: the project's files are wrong.
         NotFound: there is no project here.
     """
-    house = House(load_project(folder, environment, environ=os.environ), full_refresh=full_refresh)
+    house = House(
+        load_project(folder, environment, environ=os.environ),
+        full_refresh=full_refresh,
+        replace_foreign=replace_foreign,
+        allow_deletes=allow_deletes,
+    )
     with house.runtime:
         yield house
-
-
-__all__ = ["CONNECTION", "House", "NotFound", "QueryResult", "open_house"]

@@ -159,6 +159,12 @@ def run(
     accept_restored: Annotated[
         bool, typer.Option("--accept-restored", help="Take a target as it is that is older than the journal knows.")
     ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Copies may take over a target with data that Millrace never wrote.")
+    ] = False,
+    allow_deletes: Annotated[
+        bool, typer.Option("--allow-deletes", help="Copies may delete more than their max_delete.")
+    ] = False,
     folder: Folder = None,
     env: Env = None,
     json: Json = False,
@@ -168,7 +174,8 @@ def run(
     from millrace.engine.session import RunOptions
 
     options = RunOptions(full_refresh=full_refresh, fail_fast=fail_fast, accept_restored=accept_restored)
-    with open_house(folder, env, full_refresh=full_refresh) as house:
+    lifted = {"replace_foreign": replace, "allow_deletes": allow_deletes}
+    with open_house(folder, env, full_refresh=full_refresh, **lifted) as house:
         result = house.run(
             house.plan(select or (), pipeline),
             pipeline=pipeline or "",

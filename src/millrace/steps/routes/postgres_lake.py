@@ -74,7 +74,9 @@ class Work:
     entry: LedgerEntry | None
 
 
-def _look(spec: CopySpec, reader: PostgresReader, target: LakeTarget, snap: PostgresSnapshot) -> Work:
+def _look(
+    spec: CopySpec, reader: PostgresReader, target: LakeTarget, snap: PostgresSnapshot, entry: LedgerEntry | None
+) -> Work:
     """Decide what a run has to read, and how it will be applied.
 
     Raises:
@@ -89,7 +91,6 @@ def _look(spec: CopySpec, reader: PostgresReader, target: LakeTarget, snap: Post
         raise UsageError(f"{spec.asset} is incremental but has no cursor", hint="name one: cursor: updated_at")
     elif spec.key:
         key_columns(source, key)
-    entry = target.ledger(spec.asset)
     work = Work(source, source, source.schema(key), "replace", None, "the source changed", entry)
     if entry is None:
         return replace(work, how="create", reason="never published")
@@ -124,8 +125,10 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: LakeTarget) -> Freshne
         KeyInvalid, NotFound, PermissionMissing, UsageError: what would also stop the run.
     """
     _require()
+    # before the snapshot: a publish in between then moves the seq, and an older snapshot cannot replace a newer one
+    entry = target.ledger(spec.asset)
     with reader.snapshot() as snap:
-        work = _look(spec, reader, target, snap)
+        work = _look(spec, reader, target, snap, entry)
         rows: int | None = None
         if work.since is not None:
             found = _whole_digest(reader, work.source, snap)
@@ -160,8 +163,10 @@ def stage(spec: CopySpec, reader: PostgresReader, target: LakeTarget, step: Step
         Interrupted: Ctrl-C; what was staged whole is kept.
     """
     _require()
+    # before the snapshot: a publish in between then moves the seq, and an older snapshot cannot replace a newer one
+    entry = target.ledger(spec.asset)
     with reader.snapshot() as snap:
-        work = _look(spec, reader, target, snap)
+        work = _look(spec, reader, target, snap, entry)
         source = _keyed(spec, work, snap, ctx)
         position = _position(spec, reader, work, snap)
         request = StageRequest(
