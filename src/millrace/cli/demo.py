@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -69,9 +70,11 @@ def _make(folder: Path, orders: int) -> None:
         fill(connection, orders=orders)
     manifest.write_text(text, encoding="utf-8")
     seconds = time.monotonic() - started
+    show.out(f" source   PostgreSQL in {folder / DATA}: {orders:,} orders, made in {seconds:.1f} s")
     place = server_place(folder / DATA)
-    shown = folder / DATA if place == (folder / DATA).resolve() else place
-    show.out(f" source   PostgreSQL in {shown}: {orders:,} orders, made in {seconds:.1f} s\n")
+    if place != (folder / DATA).resolve():  # the server does not run as root, whose home is closed to others
+        show.out(show.painted(f"          its files lie in {place}, where the server's user can reach them", "grey"))
+    show.out()
 
 
 def _millrace(folder: Path, *arguments: str) -> None:
@@ -102,6 +105,10 @@ def _summary(folder: Path, seconds: float) -> None:
     show.out(f" done in    {seconds:.1f} s; everything is in {folder}, delete it when done")
     show.out()
     here = os.path.relpath(folder)
-    show.out(f" look closer:  cd {here} && millrace status")
-    show.out(f"               cd {here} && millrace plan")
-    show.out(f'               cd {here} && millrace query "{SAMPLE}"')
+    # a virtual environment need not be active: then the command is named by its place
+    command = (
+        "millrace" if shutil.which("millrace") else os.path.relpath(Path(sys.executable).with_name("millrace"), folder)
+    )
+    show.out(f" look closer:  cd {here} && {command} status")
+    show.out(f"               cd {here} && {command} plan")
+    show.out(f'               cd {here} && {command} query "{SAMPLE}"')
