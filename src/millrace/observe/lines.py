@@ -85,8 +85,8 @@ def line(outcome: OutcomeSeen) -> Line:
     """Return the line of a finished step."""
     word, tone = _word(outcome)
     note = outcome.message.splitlines()[0] if outcome.message else ""
-    if outcome.status == "published":
-        note = ", ".join(part for part in (_changes(outcome), note) if part)
+    if not note and outcome.status == "published":
+        note = _changes(outcome)
     seconds = duration(outcome.seconds) if outcome.seconds >= 0.05 else ""
     return Line(outcome.kind, redact(outcome.label), _amount(outcome), seconds, word, tone, redact(note))
 
