@@ -64,9 +64,14 @@ def test_a_transaction_that_commits_late_is_brought(ran_shop: Shop) -> None:
 
     shop = ran_shop
     with psycopg.connect(shop.url) as late:
-        late.execute("update orders set quantity = 99, updated_at = now() - interval '3 days' where order_id = 7")
+        late.execute(
+            "update orders set quantity = 99, amount = 99 * amount, updated_at = now() - interval '3 days'"
+            " where order_id = 7"
+        )
         with psycopg.connect(shop.url, autocommit=True) as other:
-            other.execute("update orders set quantity = 98, updated_at = now() where order_id = 8")
+            other.execute(
+                "update orders set quantity = 98, amount = 98 * amount, updated_at = now() where order_id = 8"
+            )
         shop.ok()
         late.commit()
     shop.ok()
