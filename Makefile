@@ -11,6 +11,8 @@ export UV_SYSTEM_CERTS := true
 export UV_PYTHON_DOWNLOADS := never
 export UV_PYTHON_PREFERENCE := only-system
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
+# Hundreds of starts follow one install: compiled once, also where Python may write no caches of its own.
+export UV_COMPILE_BYTECODE := 1
 export DO_NOT_TRACK := 1
 # Another active environment must not leak in.
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
