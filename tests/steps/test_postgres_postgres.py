@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from doors import Copy, execute, leftovers, rows, table
 
+from millrace.core.names import AssetId
 from millrace.core.position import Cursor, Whole
 from millrace.core.staged import Counts
 from millrace.errors import (
@@ -525,24 +526,61 @@ def test_deletes_are_found_by_a_full_refresh(changing: Copy) -> None:
     assert equal(changing)
 
 
-def test_changes_are_deduplicated_by_key(pair: Copy) -> None:
+def test_versions_of_a_row_end_in_the_newest(pair: Copy) -> None:
     source, target = pair.urls
     execute(
         source,
         "create table log (id int, v text, changed int)",
         "insert into log select i, 'v', 1 from generate_series(1, 10) i",
+        "insert into log values (3, 'second', 2), (4, 'none', null)",
     )
     copy = Copy(source, target, table="log", into="public.log", key=("id",), mode="incremental", cursor="changed")
+
+    def newest() -> bool:
+        wanted = "select distinct on (id) * from log order by id, changed desc nulls last"
+        return rows(target, "select * from log order by id") == rows(source, wanted)
+
+    assert copy.dry_run() == Counts(10, 0, 0)
     copy.run()
-    execute(source, "insert into log values (3, 'newest', 9), (3, 'newer', 5), (11, 'b', 7), (11, 'a', 6)")
-    entry = copy.run()
+    assert copy.ctx.report.notes == ["2 rows left out: a newer one by changed has their key"]
+    assert newest()
+    with psycopg.connect(source) as late:
+        late.execute("insert into log values (3, 'older, but committed late', 5)")
+        execute(source, "insert into log values (3, 'newest', 9), (3, 'newer', 7), (11, 'b', 7), (11, 'a', 6)")
+        entry = copy.run()
+        assert entry is not None
+        assert entry.counts == Counts(1, 1, 0)
+        assert newest()
+        late.commit()
+    assert copy.dry_run() == Counts(0, 0, 0)
+    assert copy.run() is not None
+    assert newest()
+    assert rows(target, "select v from log where id in (3, 11) order by id") == [("newest",), ("b",)]
+    assert copy.fresh().fresh
+    execute(target, "update log set v = 'by hand' where id = 1")
+    entry = copy.with_(full_refresh=True).run()  # says the same as the way by position
     assert entry is not None
-    assert entry.counts == Counts(1, 1, 0)
-    assert rows(target, "select id, v from log where id in (3, 11) order by 1") == [(3, "newest"), (11, "b")]
+    assert entry.counts == Counts(0, 1, 0)
+    assert newest()
     execute(source, "insert into log values (null, 'no key', 10)")
-    for _ in range(2):
-        with pytest.raises(KeyInvalid, match=r"1 rows for public\.log have a null in the key"):
-            copy.run()
+    for other in (copy, copy.with_(full_refresh=True)):
+        with pytest.raises(KeyInvalid, match=r"1 row has a null in the key \(id\) of public\.log"):
+            other.run()
+    assert clean(pair)
+
+
+def test_modes_that_keep_no_newest_refuse_a_key_that_occurs_twice(pair: Copy) -> None:
+    source, target = pair.urls
+    execute(source, "create table log (id int, changed int)", "insert into log values (1, 1)")
+    copy = Copy(source, target, table="log", into="public.log", key=("id",), mode="append", cursor="changed")
+    no_cursor = copy.with_(mode="incremental", cursor=None, asset=AssetId("public", "other"))
+    copy.run()
+    no_cursor.run()
+    execute(source, "insert into log values (2, 2), (2, 3)")
+    for one in (copy, no_cursor):
+        with pytest.raises(KeyInvalid, match="two rows have the same"):
+            one.run()
+    assert rows(target, "select * from log") == rows(target, "select * from other") == [(1, 1)]
     assert clean(pair)
 
 

@@ -374,7 +374,6 @@ def refuse_deletes(schema: str, name: str, deletes: int, total: int, limit: floa
 
 def _merge(table: _Table) -> Applied:
     """Upsert the changes and prove the merged keys."""
-    _deduplicate(table)
     wanted = table.stage_digest()
     updated, inserted = table.upsert()
     keys = sql.SQL("exists (select from {} s where {})").format(table.stage, table.same_key)
@@ -385,7 +384,6 @@ def _merge(table: _Table) -> Applied:
 
 def _append(table: _Table) -> Applied:
     """Add the rows whose key is new, and prove those."""
-    _deduplicate(table)
     table.run(
         sql.SQL("delete from {} as s where exists (select from {} t where {})").format(
             table.stage, table.relation.identifier, table.same_key
@@ -397,22 +395,6 @@ def _append(table: _Table) -> Applied:
     found = table.digest(keys)
     table.prove(found, wanted, "the added rows")
     return Applied(Counts(inserted), "applied", found, -1)
-
-
-def _deduplicate(table: _Table) -> None:
-    """Keep the latest row of each key: by the cursor, then as it was read."""
-    cursor = table.staged.detail.get("cursor")
-    order: sql.Composable = sql.SQL("ctid desc")
-    if cursor is not None:
-        order = sql.SQL("{} desc nulls last, {}").format(sql.Identifier(cursor), order)
-    keys = sql.SQL(", ").join(column.identifier for column in table.key)
-    table.run(
-        sql.SQL(
-            "delete from {0} where ctid in (select ctid from ("
-            "select ctid, pg_catalog.row_number() over (partition by {1} order by {2}) as place from {0}) as ranked "
-            "where place > 1)"
-        ).format(table.stage, keys, order)
-    )
 
 
 # nothing but the position

@@ -194,15 +194,12 @@ class PostgresStage:
 
     # the end
 
-    def close(
-        self, position: Position, expected: Mapping[SegmentId, Digest], *, unique: bool = True, **detail: Any
-    ) -> Staged:
+    def close(self, position: Position, expected: Mapping[SegmentId, Digest], **detail: Any) -> Staged:
         """End the stage: build the key, gather statistics, remember what it is.
 
         Args:
             position: the source position after the publish.
             expected: digest of each staged segment, taken from the source in the snapshot.
-            unique: refuse a key that occurs twice; else the publish keeps the latest row of a key.
             detail: further facts for the publish; JSON.
 
         Raises:
@@ -232,7 +229,7 @@ class PostgresStage:
         with self.connect() as connection, translated(self._database.label, doing, connection=connection):
             with connection.transaction():
                 self._own(connection)
-                self._build_key(connection, unique=unique)
+                self._build_key(connection)
                 if request.how == "create":
                     self._set_sequences(connection)
                 connection.execute(
@@ -244,21 +241,17 @@ class PostgresStage:
         reach("postgres.stage.closed")
         return staged
 
-    def _build_key(self, connection: Connection, *, unique: bool) -> None:
+    def _build_key(self, connection: Connection) -> None:
         if not self.key:
             return
         connection.execute(sql.SQL("set local maintenance_work_mem = {}").format(sql.Literal(SORT_MEMORY)))
         names = sql.SQL(", ").join(sql.Identifier(name) for name in self.key)
         try:
-            if unique:
-                connection.execute(
-                    sql.SQL("alter table {} add constraint {} primary key ({})").format(
-                        self.identifier, sql.Identifier(cut(self.place.name, "_pkey")), names
-                    )
+            connection.execute(
+                sql.SQL("alter table {} add constraint {} primary key ({})").format(
+                    self.identifier, sql.Identifier(cut(self.place.name, "_pkey")), names
                 )
-            else:
-                self._refuse_nulls(connection)
-                connection.execute(sql.SQL("create index on {} ({})").format(self.identifier, names))
+            )
         except (psycopg.errors.UniqueViolation, psycopg.errors.NotNullViolation) as error:
             raise self._no_key(error) from error
 
@@ -271,16 +264,6 @@ class PostgresStage:
             detail=[text for text in (error.diag.message_primary, error.diag.message_detail) if text],
             hint="name the columns that tell rows apart: --key, or key: in the project",
         )
-
-    def _refuse_nulls(self, connection: Connection) -> None:
-        nulls = sql.SQL(" or ").join(sql.SQL("{} is null").format(sql.Identifier(name)) for name in self.key)
-        row = connection.execute(
-            sql.SQL("select pg_catalog.count(*) from {} where {}").format(self.identifier, nulls)
-        ).fetchone()
-        if row is not None and row[0]:
-            names = ", ".join(sql_name(name) for name in self.key)
-            what = f"{row[0]:,} rows for {self.asset} have a null in the key ({names})"
-            raise KeyInvalid(what, where=str(self.asset))
 
     def _set_sequences(self, connection: Connection) -> None:
         """Set identity columns past the highest value that was copied."""

@@ -21,13 +21,12 @@ from millrace.core.position import Cursor, Position, Whole
 from millrace.core.schema import Schema
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import LedgerEntry, Staged
-from millrace.errors import ExtraMissing, GuardRefused, KeyInvalid, ProofFailed, UsageError
-from millrace.postgres.digest import row_hash
+from millrace.errors import ExtraMissing, GuardRefused, ProofFailed, UsageError
 from millrace.postgres.keys import check_key, key_columns, proven
-from millrace.postgres.names import sql_name
-from millrace.postgres.reader import PostgresReader, PostgresSnapshot, ordered
+from millrace.postgres.newest import left_out, newest, told
+from millrace.postgres.reader import PostgresReader, PostgresSnapshot
 from millrace.postgres.session import translated
-from millrace.postgres.source import Source, author_select, both
+from millrace.postgres.source import Source, author_select
 from millrace.steps.routes.parquet import Export, Folder
 from millrace.steps.spec import CopySpec
 
@@ -321,39 +320,7 @@ def _keyed(spec: CopySpec, work: Work, snap: PostgresSnapshot, ctx: Context) -> 
     if spec.mode != "incremental" or spec.cursor is None:
         check_key(snap.connection, work.source, work.schema.key)
         return work.source
-    _check_nulls(work, snap)
-    names = sql.SQL(", ").join(column.identifier for column in key)
-    changed = None
-    if work.since is not None:
-        changed = sql.SQL("({}) in ({})").format(names, work.source.select([column.identifier for column in key]))
-    rows = replace(work.base, where=both(work.base.where, changed))
-    newest = sql.SQL("{} order by {}, {} desc nulls last, {} desc").format(
-        rows.select([sql.SQL("distinct on ({}) {}").format(names, _columns(rows))]),
-        names,
-        ordered(rows[spec.cursor]),
-        row_hash(rows.columns),  # of two rows with one cursor value the same is taken each time
-    )
-    count = sql.SQL("pg_catalog.count(*) - pg_catalog.count(distinct ({}))").format(names)
-    with translated(rows.database, f"check the key of {rows.label}", connection=snap.connection):
-        found = snap.connection.execute(rows.select([count])).fetchone()
-    if found and found[0]:
-        ctx.report.note(f"{found[0]:,} rows left out: a newer one by {sql_name(spec.cursor)} has their key")
-    return Source(rows.label, rows.columns, query=newest, database=rows.database)
-
-
-def _columns(source: Source) -> sql.Composable:
-    return sql.SQL(", ").join(column.identifier for column in source.columns)
-
-
-def _check_nulls(work: Work, snap: PostgresSnapshot) -> None:
-    key = work.source.pick(work.schema.key)
-    nulls = sql.SQL(" or ").join(sql.SQL("{} is null").format(column.identifier) for column in key)
-    with translated(work.source.database, f"check the key of {work.source.label}", connection=snap.connection):
-        row = snap.connection.execute(work.source.select([sql.SQL("pg_catalog.count(*)")], nulls)).fetchone()
-    if row and row[0]:
-        raise KeyInvalid(
-            f"{row[0]:,} {'row has' if row[0] == 1 else 'rows have'} a null in the key "
-            f"({', '.join(sql_name(column.name) for column in key)}) of {work.source.label}",
-            where=work.source.database,
-            hint="leave them out by where:, or name another key",
-        )
+    changes = None if work.since is None else work.source
+    if number := left_out(snap.connection, work.base, key, changes):
+        ctx.report.note(told(number, spec.cursor))
+    return newest(work.base, key, spec.cursor, changes)

@@ -32,7 +32,8 @@ from millrace.errors import Handling, Interrupted, MillraceError, ProofFailed
 from millrace.postgres.catalog import Relation
 from millrace.postgres.ddl import check_fit
 from millrace.postgres.digest import row_hash
-from millrace.postgres.keys import check_key, key_columns
+from millrace.postgres.keys import check_key, key_columns, proven
+from millrace.postgres.newest import left_out, newest, told
 from millrace.postgres.parts import Part, alone, gathered, joined
 from millrace.postgres.publish import fits_of, refuse_deletes, refuse_first_contact
 from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_segments
@@ -54,6 +55,8 @@ class _Look:
     """One look at both sides: what is there and what has to be done.
 
     Attributes:
+        base: all rows of the source.
+        source: one row for each key: the rows that the target is to hold.
         since: the position from which changes are read; None: everything is.
     """
 
@@ -61,6 +64,7 @@ class _Look:
     reader: PostgresReader
     target: PostgresTarget
     snap: PostgresSnapshot
+    base: Source
     source: Source
     key: tuple[str, ...]
     entry: LedgerEntry | None
@@ -73,7 +77,7 @@ class _Look:
         return schema_of(self.source.columns, self.key)
 
     @property
-    def base(self) -> int:
+    def seq(self) -> int:
         return self.entry.seq if self.entry else 0
 
     @property
@@ -92,7 +96,7 @@ class _Look:
     @property
     def origin(self) -> str:
         """Fingerprint of what is staged: a stage of another origin cannot be resumed."""
-        relation = self.source.relation
+        relation = self.base.relation
         return fingerprint(
             self.snap.server,
             self.snap.connection.info.dbname,
@@ -103,9 +107,28 @@ class _Look:
             "" if self.relation is None else fits_of(self.relation, self.source.names),
         )
 
+    @property
+    def versions(self) -> bool:
+        """Whether the source may keep several versions of a row, of which the newest by the cursor is taken."""
+        return self.source is not self.base
+
     def changes(self) -> Source:
-        """Return the rows to read."""
-        return self.source if self.since is None else self.reader.changes(self.source, self.since, self.snap)
+        """Return the rows since the position, each version; without a position all rows."""
+        return self.base if self.since is None else self.reader.changes(self.base, self.since, self.snap)
+
+    def wanted(self) -> Source:
+        """Return the rows to bring: those since the position, one for each key."""
+        if self.since is None:
+            return self.source
+        changes = self.changes()
+        return newest(self.base, self.base.pick(self.key), self.since.column, changes) if self.versions else changes
+
+    def left_out(self) -> int:
+        """Return how many versions of rows are not brought. Raises KeyInvalid for a null in their key."""
+        if not self.versions:
+            return 0
+        changes = None if self.since is None else self.changes()
+        return left_out(self.snap.connection, self.base, self.base.pick(self.key), changes)
 
     def position(self, whole: Digest | None) -> Position:
         """Return the position of what this snapshot holds.
@@ -115,8 +138,8 @@ class _Look:
         """
         if self.spec.mode == "full" or self.spec.cursor is None:
             return Whole(whole, self.snap.state)
-        found = self.reader.cursor(self.source, self.spec.cursor, self.snap)
-        tail = _whole(self.snap.connection, self.reader.changes(self.source, found, self.snap))
+        found = self.reader.cursor(self.base, self.spec.cursor, self.snap)
+        tail = _whole(self.snap.connection, self.reader.changes(self.base, found, self.snap))
         return Cursor(found.column, found.value, found.snapshot, found.server, tail)
 
 
@@ -126,10 +149,12 @@ def _look(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Ite
     entry = target.ledger(spec.asset)
     relation = target.relation(spec.asset)
     with reader.snapshot() as snap:
-        source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
-        key = tuple(column.name for column in key_columns(source, spec.key or source.key))
+        base = source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
+        key = key_columns(source, spec.key or source.key)
         if spec.cursor is not None and spec.mode != "full":
             source[spec.cursor]  # NotFound with the nearest name
+            if spec.mode == "incremental" and not proven(source, key):
+                source = newest(base, key, spec.cursor)
         since = _since(spec, entry) if relation is not None and _filled(target, relation) else None
         how: How = "sync"
         if relation is None:
@@ -140,7 +165,8 @@ def _look(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Ite
             how = "merge"
         if relation is not None:
             check_fit(source.columns, relation, label=target.database.label)
-        yield _Look(spec, reader, target, snap, source, key, entry, relation, how, since)
+        names = tuple(column.name for column in key)
+        yield _Look(spec, reader, target, snap, base, source, names, entry, relation, how, since)
 
 
 def _filled(target: PostgresTarget, relation: Relation) -> bool:
@@ -197,7 +223,7 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Fre
         KeyInvalid, NotFound, ContractBroken, PermissionMissing: what would also stop the run.
     """
     with _look(spec, reader, target) as look:
-        rows = look.source.relation.rows if look.source.relation is not None else None
+        rows = look.base.relation.rows if look.base.relation is not None else None
 
         def answer(is_fresh: bool, reason: str, moves: int | None = rows) -> Freshness:
             return Freshness(is_fresh, reason, moves, PUBLISHES[look.how], PROVES[look.how])
@@ -246,12 +272,14 @@ def stage(
     with _look(spec, reader, target) as look:
         if look.relation is not None:
             _check_target(look)
+        if (number := look.left_out()) and spec.cursor is not None:
+            ctx.report.note(told(number, spec.cursor))
         request = StageRequest(
             asset=spec.asset,
             load=ctx.load,
             run=ctx.run,
             step=step.key,
-            base=look.base,
+            base=look.seq,
             how=look.how,
             schema=look.schema,
             inputs={},
@@ -321,11 +349,11 @@ def _parts(look: _Look) -> list[Segment]:
 
 def _since_position(look: _Look, opened: PostgresStage, ctx: Context) -> Staged:
     """Copy the rows since the position."""
-    relay = Relay(look.reader, look.snap, look.changes(), look.key, opened, ctx, 1)
+    relay = Relay(look.reader, look.snap, look.wanted(), look.key, opened, ctx, 1)
     expected = relay.run(alone([Segment("changes", "changes")]))
     if look.spec.count is not None:
         ctx.report.note("the count query is compared only when everything is read")
-    return opened.close(look.position(None), expected, unique=False, cursor=look.spec.cursor, **_detail(look))
+    return opened.close(look.position(None), expected, **_detail(look))
 
 
 def _differing(look: _Look, opened: PostgresStage, request: StageRequest, ctx: Context) -> Staged | None:
@@ -348,9 +376,7 @@ def _differing(look: _Look, opened: PostgresStage, request: StageRequest, ctx: C
     expected = relay.run(parts, known)
     segments = [Segment.whole()] if len(different) == len(segments) else joined(different)
     detail = {"segments": [segment.to_json() for segment in segments], "whole": whole.to_json()}
-    return opened.close(
-        look.position(whole), expected, unique=look.how == "sync", cursor=look.spec.cursor, **detail, **_detail(look)
-    )
+    return opened.close(look.position(whole), expected, **detail, **_detail(look))
 
 
 def _fine(look: _Look) -> list[Segment]:
@@ -421,8 +447,10 @@ def dry_run(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> C
 
     Raises:
         GuardRefused: a run would delete more than max_delete allows.
+        KeyInvalid: a null in the key of a source that may keep several versions of a row.
     """
     with _look(spec, reader, target) as look:
+        look.left_out()
         if look.relation is None:
             found = look.snap.connection.execute(look.source.select([sql.SQL("pg_catalog.count(*)")])).fetchone()
             return Counts(inserted=found[0] if found else 0)
@@ -445,7 +473,7 @@ def dry_run(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> C
 
 def _compare(look: _Look, there: Connection, part: Part | None = None) -> Counts:
     """Compare row hashes by key hash, of one part or of the changes."""
-    left, right = look.changes(), look.target_source
+    left, right = look.wanted(), look.target_source
     where = None if part is None else part.predicate(look.source.pick(look.key))
     where_there = None if part is None else part.predicate(right.pick(look.key))
     wanted = dict(_hashes(look.snap.connection, left, look.key, where, "ours"))
