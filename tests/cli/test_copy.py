@@ -10,6 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from millrace.app import CopyOptions, copy_table
+
 pytestmark = [pytest.mark.servers]
 
 TABLE = """
@@ -142,6 +144,21 @@ def test_killed_anywhere_one_more_run_ends_right(millrace: Any, db15: str, db18:
     assert texts(db18, "accounts") == texts(db15)
     assert leftovers(db18) == []
     assert ask(db18, "select seq from _millrace.ledger") == [(1,)]
+
+
+def test_a_killed_copy_that_nobody_resumes_is_cleared_by_another(millrace: Any, db15: str, db18: str) -> None:
+    ask(db15, TABLE)
+    ask(db15, "create table few (id int primary key); insert into few values (1)")
+    killed = millrace(
+        *("copy", "env:SRC", "accounts", "env:DST", "accounts"), SRC=db15, DST=db18, MILLRACE_KILL_AT="engine.staged"
+    )
+    assert killed.code == -9
+    left = leftovers(db18)
+    copy_table(db15, "few", db18, "few", CopyOptions(), trusted_urls=True)
+    assert leftovers(db18) == left != []  # it can be resumed
+    ask(db18, "update _millrace.stage set heartbeat = now() - interval '25 hours'")
+    copy_table(db15, "few", db18, "few", CopyOptions(), trusted_urls=True)
+    assert leftovers(db18) == []
 
 
 def test_the_password_shows_nowhere(millrace: Any, pg18: Any, db18: str, other18: str, tmp_path: Path) -> None:

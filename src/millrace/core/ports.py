@@ -28,6 +28,9 @@ Progress = Callable[[int, int], None]
 
 Mode = Literal["full", "incremental", "append"]
 
+KEEP_SECONDS = 24 * 3600.0
+"""How long a stage whose owner is dead waits to be resumed, before `Target.gc` may drop it."""
+
 
 class Snapshot(Protocol):
     """One consistent view of a source, open while its context is."""

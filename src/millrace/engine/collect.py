@@ -6,12 +6,11 @@ import shutil
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
+from millrace.core.ports import KEEP_SECONDS
 from millrace.engine.leases import run_lives
 from millrace.engine.records import RunRow, StepRow, age
 from millrace.engine.session import Session
 from millrace.errors import MillraceError, NotFound
-
-KEEP_SECONDS = 24 * 3600.0  # design: a stage that nobody resumes for a day is dropped
 
 
 class Collector:

@@ -13,7 +13,7 @@ from psycopg import sql
 from millrace.core.digest import Digest
 from millrace.core.events import reach
 from millrace.core.names import AssetId, TableRef
-from millrace.core.ports import StageRequest
+from millrace.core.ports import KEEP_SECONDS, StageRequest
 from millrace.core.secrets import redact
 from millrace.core.staged import LedgerEntry, Proof, Staged
 from millrace.errors import (
@@ -341,7 +341,9 @@ class PostgresTarget:
         """Drop stages of runs that are not wanted any more and whose owner is dead, and tables that no stage names.
 
         Args:
-            live: says of a run whether it lives or can be resumed.
+            live: says of a run whether it lives or can be resumed. Who does not know a run says yes; a stage of which
+                nothing was heard for KEEP_SECONDS is dropped all the same, so that killed copies without a project
+                leave nothing for ever.
 
         Returns:
             Names of what was dropped.
@@ -352,7 +354,7 @@ class PostgresTarget:
                 return []
             connection.execute(sql.SQL("set lock_timeout = {}").format(sql.Literal(ownership.LOCK_MS)))
             for row in ownership.rows(connection, self.book):
-                if live(row.run) or row.live:
+                if row.live or (live(row.run) and row.silent < KEEP_SECONDS):
                     continue
                 ownership.evict(connection, row)
                 if ownership.drop(connection, self.book, row.asset, row.token):
