@@ -23,5 +23,3 @@ create table orders (
   status text not null,
   updated_at timestamptz not null
 );
-create function pg_temp.pick(i bigint, salt bigint, below bigint) returns bigint language sql immutable as
-  $$ select (hashint8extended(i, salt) & 9223372036854775807) % below $$;
