@@ -88,16 +88,17 @@ def test_a_stage_is_made_again_when_its_code_changed(shop: Shop) -> None:
 
 
 def test_two_runs_at_once_the_second_names_the_first(shop: Shop) -> None:
-    first = start(shop, {"MILLRACE_PAUSE_AT": "engine.before_publish"}, run_id="aaaa1111")
+    first = start(shop, {"MILLRACE_PAUSE_AT": "engine.before_publish"})
     wait_stopped(first)
-    code, second = end(start(shop, run_id="bbbb2222"))
+    run = shop.journal().list_runs(1)[0].id
+    code, second = end(start(shop))
     assert code == 1
     error = second["steps"][0]["error"]
     assert error["code"] == "TargetBusy"
-    assert error["what"] == "bronze.orders is being worked on by run aaaa1111"
+    assert error["what"] == f"bronze.orders is being worked on by run {run}"
     assert f"pid {first.pid}" in error["detail"][0]
     assert [step["status"] for step in second["steps"]] == ["failed", "published", "skipped"]
-    assert (shop.lake.root / "stage" / "aaaa1111").exists()  # the living run's stage is nobody else's to drop
+    assert (shop.lake.root / "stage" / run).exists()  # the living run's stage is nobody else's to drop
     first.send_signal(signal.SIGCONT)
     code, done = end(first)
     assert (code, [step["status"] for step in done["steps"]]) == (0, ["published", "fresh", "published"])
@@ -105,11 +106,12 @@ def test_two_runs_at_once_the_second_names_the_first(shop: Shop) -> None:
 
 
 def test_a_living_run_cannot_be_resumed(shop: Shop) -> None:
-    first = start(shop, {"MILLRACE_PAUSE_AT": "engine.staged"}, run_id="aaaa1111")
+    first = start(shop, {"MILLRACE_PAUSE_AT": "engine.staged"})
     wait_stopped(first)
-    code, answer = end(start(shop, resume="aaaa"))
-    assert (code, answer["raised"]["what"]) == (3, "run aaaa1111 is being worked on by run aaaa1111")
-    assert shop.journal().run("aaaa").status == "running"
+    run = shop.journal().list_runs(1)[0].id
+    code, answer = end(start(shop, resume=run[:4]))
+    assert (code, answer["raised"]["what"]) == (3, f"run {run} is being worked on by run {run}")
+    assert shop.journal().run(run).status == "running"
     first.send_signal(signal.SIGCONT)
     assert end(first)[0] == 0
 
@@ -118,7 +120,7 @@ def test_a_living_run_cannot_be_resumed(shop: Shop) -> None:
 def test_a_zombie_that_wakes_after_its_time_is_refused(shop: Shop, point: str) -> None:
     shop.steps = shop.steps[:1]
     ttl = {"MILLRACE_LEASE_TTL": "0.6"}
-    zombie = start(shop, {**ttl, "MILLRACE_PAUSE_AT": point}, run_id="aaaa1111")
+    zombie = start(shop, {**ttl, "MILLRACE_PAUSE_AT": point})
     wait_stopped(zombie)
     if point == "file.publish.after_commit":  # it stands inside the target's own lock, its commit is out
         time.sleep(0.7)
@@ -128,7 +130,7 @@ def test_a_zombie_that_wakes_after_its_time_is_refused(shop: Shop, point: str) -
         return
     time.sleep(0.7)
     shop.orders.write_text("newer\n")
-    assert end(start(shop, ttl, run_id="bbbb2222"))[0] == 0
+    assert end(start(shop, ttl))[0] == 0
     assert shop.state() == {"bronze.orders": (1, ["newer"])}
     zombie.send_signal(signal.SIGCONT)
     code, answer = end(zombie)
@@ -143,7 +145,7 @@ def test_a_zombie_that_wakes_after_its_time_is_refused(shop: Shop, point: str) -
 def test_a_signal_ends_the_run_where_it_can_be_resumed(shop: Shop, number: signal.Signals, together: bool) -> None:
     if together:
         shop.together()
-    child = start(shop, {"MILLRACE_PAUSE_AT": "file.stage.row:4"}, run_id="aaaa1111")  # in the second step
+    child = start(shop, {"MILLRACE_PAUSE_AT": "file.stage.row:4"})  # in the second step
     wait_stopped(child)
     child.send_signal(number)
     child.send_signal(signal.SIGCONT)
@@ -152,9 +154,10 @@ def test_a_signal_ends_the_run_where_it_can_be_resumed(shop: Shop, number: signa
     expected = ["skipped", "interrupted", "skipped", "skipped"] if together else ["published", "interrupted", "skipped"]
     assert [step["status"] for step in answer["steps"]] == expected
     journal = shop.journal()
-    assert journal.run("aaaa").status == "interrupted"
-    assert journal.leases("aaaa1111") == []
-    assert shop.run(resume="aaaa").exit_code == 0
+    (run,) = journal.list_runs(2)
+    assert run.status == "interrupted"
+    assert journal.leases(run.id) == []
+    assert shop.run(resume=run.id[:4]).exit_code == 0
     assert shop.state() == ALL
     assert shop.lake.leftovers() == []
 
@@ -176,7 +179,7 @@ def test_a_signal_ends_a_wait_between_attempts(shop: Shop) -> None:
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_second_signal_ends_at_once(shop: Shop, jobs: int) -> None:
     shop.failing(0, "sleep", times=1)
-    child = start(shop, run_id="aaaa1111", jobs=jobs)
+    child = start(shop, jobs=jobs)
     deadline = time.monotonic() + 20
     while not (shop.root / "count0").exists():
         assert time.monotonic() < deadline
@@ -190,7 +193,8 @@ def test_a_second_signal_ends_at_once(shop: Shop, jobs: int) -> None:
     assert code == 130
     assert answer["steps"][0]["error"]["what"] == "stopped at once"
     journal = shop.journal()
-    assert (journal.run("aaaa").status, journal.leases("aaaa1111")) == ("interrupted", [])
+    (run,) = journal.list_runs(2)
+    assert (run.status, journal.leases(run.id)) == ("interrupted", [])
     assert shop.run().exit_code == 0
 
 

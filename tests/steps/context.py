@@ -46,7 +46,6 @@ class StepContext:
         targets: Mapping[str, Target] | None = None,
         *,
         run: str | None = None,
-        retry: bool = False,
         versions: Mapping[AssetId, int | Staged] | None = None,
         group: Sequence[Staged] = (),
         logical_time: str = "2026-11-20T06:00:00Z",
@@ -56,7 +55,6 @@ class StepContext:
         self.load = load_id(self.run, step.key, step.target)
         self.logical_time = logical_time
         self.report = Report()
-        self.retry = retry
         self._targets = dict(targets or {})
         self._versions = dict(versions or {})
         self._group = tuple(group)

@@ -1,4 +1,4 @@
-"""The ports of the house: what a source, a target, a stage and a step kind are to everybody else.
+"""The ports of the house: what a source, a target and a step kind are to everybody else.
 
 Imports with no driver and no pyarrow installed. A target makes its own error classes into those of
 `millrace.errors`; whatever else it raises counts as fatal.
@@ -56,22 +56,6 @@ class Reader(Protocol):
 
     def digest(self, table: TableRef, segments: Sequence[Segment], snap: Snapshot) -> Mapping[SegmentId, Digest]:
         """Digest segments where the data lives."""
-
-
-class Stage(Protocol):
-    """An open stage: written by a route or by `write`, closed into a Staged."""
-
-    def done(self) -> Mapping[SegmentId, Digest]:
-        """Return the segments that a killed attempt left whole, with the digest each was written under."""
-
-    def drop(self, segments: Iterable[SegmentId]) -> None:
-        """Remove left segments that no longer agree with the source."""
-
-    def write(self, segment: Segment, data: pa.RecordBatchReader, expected: Digest | None = None) -> int:
-        """Write a segment whole (atomically: a torn one is not `done`); returns its rows."""
-
-    def close(self, position: Position, expected: Mapping[SegmentId, Digest]) -> Staged:
-        """End the stage: no more writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +139,6 @@ class Context(Protocol):
     logical_time: str
     """ISO 8601 UTC: "now" in models and checks."""
     report: Reporter
-    retry: bool
-    """Whether an earlier attempt of this load may have left something."""
 
     def target(self, name: str) -> Target:
         """Return a target of the runtime by name."""

@@ -155,8 +155,7 @@ class Doors:
             prove: False: stop at `staged`.
         """
 
-        def once(number: int) -> None:
-            work.retry = work.retry or number > 1
+        def once(_number: int) -> None:
             ctx = StepContext(work, leases)
             if work.staged is None:
                 self._enter(work, ctx, row)

@@ -29,10 +29,6 @@ class GroupRun:
     def run(self) -> list[StepOutcome]:
         """Run the group to its end; failures are outcomes, never exceptions."""
         outcomes = self._once()
-        moved = any(isinstance(outcome.error, SeqMoved) for outcome in outcomes)
-        if moved and self.session.options.retry_moved and not self.session.stop():
-            self.session.observer.say("retry", "someone else published in between: the group runs once more")
-            outcomes = self._once()
         for step, outcome in zip(self.steps, outcomes, strict=True):
             self.session.observer.step_finished(step, outcome)
         return outcomes

@@ -44,7 +44,6 @@ class PhaseRun:
             self._recall()
             work = Work(session, self.step)
             row = self.rows[self.step.key]
-            work.retry = row.phase != "waiting"
             session.journal.note_started(session.run.id, self.step.key)
             works = [work]
             if row.phase in DONE_PHASES and not (row.phase == "fresh" and self.phase == "stage"):

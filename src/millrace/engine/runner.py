@@ -83,7 +83,6 @@ class Engine:
         self,
         plan: Plan,
         *,
-        run_id: str | None = None,
         resume: str | None = None,
         pipeline: str = "",
         logical_time: str | None = None,
@@ -94,7 +93,6 @@ class Engine:
 
         Args:
             plan: what to run.
-            run_id: id of the new run; None makes one.
             resume: id of an earlier run, or the beginning of it, that is taken up: same load ids, same logical time.
             pipeline: the pipeline's name, for people.
             logical_time: "now" in models and checks, ISO 8601 UTC; None: the time of the start.
@@ -109,7 +107,7 @@ class Engine:
         row = self._resumed(resume) if resume else None
         started = now()
         info = RunInfo(
-            id=row.id if row else run_id or new_run_id(),
+            id=row.id if row else new_run_id(),
             project=self.project,
             env=self.env,
             pipeline=row.pipeline if row else pipeline,

@@ -35,14 +35,12 @@ class RunOptions:
         full_refresh: no step counts as fresh.
         fail_fast: the first failure ends the run.
         accept_restored: a target that is behind the journal is taken as it is.
-        retry_moved: run a group once more when someone else published in between.
         jobs: publish groups that run at once.
     """
 
     full_refresh: bool = False
     fail_fast: bool = False
     accept_restored: bool = False
-    retry_moved: bool = False
     jobs: int = 1
 
 
@@ -173,7 +171,6 @@ class Work:
         self.load = load_id(session.run.id, step.key, step.target)
         self.report = StepReport(session.observer.step_started(step))
         self.status: Status | None = None
-        self.retry = session.run.resumed
         self.staged: tuple[Staged, ...] | None = None
         self.proofs: tuple[Proof, ...] | None = None
         self.entries: tuple[LedgerEntry, ...] = ()
@@ -232,7 +229,6 @@ class StepContext:
         self.load = work.load
         self.logical_time = self._session.run.logical_time
         self.report: Reporter = work.report
-        self.retry = work.retry
         self._pins = {asset: self._session.seq(asset, work.step) for asset in work.step.inputs if not self._own(asset)}
 
     def _own(self, asset: AssetId) -> Staged | None:
