@@ -247,6 +247,7 @@ class LedgerEntry:
         digest: of the whole asset where it is known, else of the load.
         rows: rows of the asset after the publish, where known, else -1.
         time: UTC, ISO 8601.
+        quarantined: rows of its source that lie in quarantine and wait for somebody (open ones).
     """
 
     asset: AssetId
@@ -262,6 +263,7 @@ class LedgerEntry:
     date: str | None = None
     rows: int = -1
     counts: Counts = Counts()
+    quarantined: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry as JSON types."""
@@ -280,6 +282,7 @@ class LedgerEntry:
             "date": self.date,
             "rows": self.rows,
             "counts": self.counts.to_json(),
+            "quarantined": self.quarantined,
         }
 
     @classmethod
@@ -305,6 +308,7 @@ class LedgerEntry:
             data["date"],
             data["rows"],
             Counts(**data["counts"]),
+            data.get("quarantined", 0),
         )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from millrace.core.names import AssetId
 from millrace.errors import TargetBusy
 from millrace.lake import ledger, log
-from millrace.lake.layout import DATA_FILE, IMAGES, MANIFEST, Folder, disk, read_json
+from millrace.lake.layout import DATA_FILE, IMAGES, MANIFEST, QUARANTINE, Folder, disk, read_json
 from millrace.lake.stage import read_descriptor
 
 HALF_SECONDS = 3600.0  # no process writes a descriptor or a manifest for that long
@@ -29,7 +29,7 @@ def discard(folder: Folder, asset: AssetId, load: int) -> None:
         return
     with folder.lock(exclusive=True), disk(folder.path, f"dropping a stage of {asset}"):
         keep = _needed(folder, log.open_table(folder), asset)
-        for path in (*folder.data_files(), *_images(folder), *_manifests(folder)):
+        for path in (*folder.data_files(), *_images(folder), *_quarantines(folder), *_manifests(folder)):
             if _load_of(path) == load and path not in keep:
                 path.unlink(missing_ok=True)
         folder.descriptor(load).unlink(missing_ok=True)
@@ -46,7 +46,7 @@ def collect(folder: Folder, root: Path, live: Callable[[str], bool]) -> Sequence
 
 def _collect(folder: Folder, live: Callable[[str], bool]) -> list[Path]:
     # Looked for before the descriptors: what a stage writes that is opened meanwhile is not among them.
-    candidates = [*folder.data_files(), *_images(folder), *_manifests(folder)]
+    candidates = [*folder.data_files(), *_images(folder), *_quarantines(folder), *_manifests(folder)]
     halves = [*folder.loads.glob(".*.json.*"), *folder.stages.glob(".*.json.*")]
     dropped: list[Path] = [half for half in halves if not _writing(half)]
     kept_loads: set[int] = set()
@@ -118,12 +118,20 @@ def _named(folder: Folder, manifest: ledger.Manifest) -> set[Path]:
         *(folder.path / file["name"] for file in manifest.added),
         *(folder.path / name for name in manifest.removed),
         *(folder.changes / name for name in manifest.images.values()),
+        *_quarantine(folder, manifest),
     }
 
 
+def _quarantine(folder: Folder, manifest: ledger.Manifest) -> set[Path]:
+    """Return the file with the quarantine after a load; several loads may name one."""
+    return set() if manifest.quarantine is None else {folder.quarantine / manifest.quarantine["file"]}
+
+
 def _load_of(path: Path) -> int | None:
-    match = DATA_FILE.fullmatch(path.name) or IMAGES.fullmatch(path.name) or MANIFEST.fullmatch(path.name)
-    return int(match["load"]) if match else None
+    for form in (DATA_FILE, IMAGES, QUARANTINE, MANIFEST):
+        if match := form.fullmatch(path.name):
+            return int(match["load"])
+    return None
 
 
 def _seq_of(manifest: Path) -> int:
@@ -135,6 +143,12 @@ def _images(folder: Folder) -> list[Path]:
     if not folder.changes.is_dir():
         return []
     return sorted(path for path in folder.changes.iterdir() if IMAGES.fullmatch(path.name))
+
+
+def _quarantines(folder: Folder) -> list[Path]:
+    if not folder.quarantine.is_dir():
+        return []
+    return sorted(path for path in folder.quarantine.iterdir() if QUARANTINE.fullmatch(path.name))
 
 
 def _manifests(folder: Folder) -> list[Path]:
@@ -166,7 +180,7 @@ def vacuum(
             held |= {folder.path / name for name in newer.removed}
             needed |= held
         for manifest in true[:kept]:
-            needed |= {folder.changes / name for name in manifest.images.values()}
+            needed |= {folder.changes / name for name in manifest.images.values()} | _quarantine(folder, manifest)
             needed.add(folder.manifest(manifest.entry.seq, manifest.entry.load))
         dropped = sorted(path for path in _of(folder, true) if path not in needed and path.exists())
         for path in dropped:

@@ -6,6 +6,7 @@
         _millrace/loads/<seq>-<load>.json   manifests
         _millrace/stages/<load>.json        stage descriptors
         _millrace/changes/                  before- and after-images of upserts
+        _millrace/quarantine/               rows that were set aside, whole after each load that changed them
         _millrace/lock                      shared by publishers, exclusive for gc
 
 Contract: whatever an asset is called, its folder lies below the root, and neither Delta, DuckDB nor a shell reads
@@ -34,6 +35,7 @@ LOG = "_delta_log"
 DATA_FILE = re.compile(r"(?P<load>\d{1,19})-(?P<number>\d+)\.parquet")
 MANIFEST = re.compile(r"(?P<seq>\d+)-(?P<load>\d{1,19})\.json")
 IMAGES = re.compile(r"(?P<seq>\d+)-(?P<load>\d{1,19})\.(?P<side>before|after)\.parquet")
+QUARANTINE = re.compile(r"(?P<seq>\d+)-(?P<load>\d{1,19})\.quarantine\.parquet")
 _COLOUR = re.compile("\x1b\\[[0-9;]*m")  # deltalake colours some of its messages
 LONGEST = 200  # of 255 bytes that file systems allow; leaves room for temporary suffixes
 LOCK_SECONDS = 15.0
@@ -88,6 +90,11 @@ class Folder:
     def changes(self) -> Path:
         """The folder of before- and after-images."""
         return self.path / PRIVATE / "changes"
+
+    @property
+    def quarantine(self) -> Path:
+        """The folder of rows that were set aside."""
+        return self.path / PRIVATE / "quarantine"
 
     def manifest(self, seq: int, load: int) -> Path:
         """Return the manifest of a load."""

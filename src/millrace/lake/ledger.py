@@ -32,6 +32,9 @@ class Manifest:
         added: records of files (`name`, `rows`, `size`).
         removed: names of the files that it left.
         images: names of the files of before- and after-images (`before`, `after`) of an upsert.
+        quarantine: None, or `file`: the file with all entries after this load; `open`, `replayed`, `dropped`: how many;
+            `digest` of all of them, `fixes`: of the rows that stand in the asset for replayed ones, `source`: of the
+            whole source after this load, or None where it is not known.
     """
 
     entry: LedgerEntry
@@ -44,6 +47,7 @@ class Manifest:
     removed: Sequence[str] = ()
     images: Mapping[str, str] = field(default_factory=dict)
     proof: Proof | None = None
+    quarantine: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as JSON types."""
@@ -59,6 +63,7 @@ class Manifest:
             "removed": list(self.removed),
             "images": dict(self.images),
             "proof": None if self.proof is None else self.proof.to_json(),
+            "quarantine": None if self.quarantine is None else dict(self.quarantine),
         }
 
     @classmethod
@@ -76,6 +81,7 @@ class Manifest:
             tuple(data["removed"]),
             dict(data["images"]),
             None if data["proof"] is None else Proof.from_json(data["proof"]),
+            data.get("quarantine"),  # what was written before there was a quarantine has no such field
         )
 
 

@@ -3,6 +3,8 @@
 A replace, create or append is proven when the digest of its files read back is the sum of the segments' digests in
 the source. An upsert is proven twice: the changes against the source, and the rewritten files by arithmetic: what
 they hold is what the replaced files held, less the before-images, plus the after-images.
+
+Rows that were set aside count as the source's: D(source) = D(files less fixed rows) + D(rows set aside).
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ def prove(folder: Folder, staged: Staged) -> Proof:
         check_size(folder, file, staged)
         check_file(folder.path / file["name"], staged.schema, file["rows"], str(staged.asset))
     with disk(folder.path, f"proving {staged.asset}"):
+        _check_quarantine(folder, staged)
         if staged.how == "upsert":
             return _prove_upsert(folder, staged, files)
         return _prove_files(staged, [folder.path / file["name"] for file in files], rows_of(files))
@@ -63,7 +66,7 @@ def digest(paths: Sequence[Path], schema: Schema) -> Digest:
 def _prove_files(staged: Staged, paths: Sequence[Path], rows: int) -> Proof:
     expected = staged.expected
     if not hashable(staged.schema):
-        wanted = sum(one.rows for one in expected.values())
+        wanted = sum(one.rows for one in expected.values()) + _aside(staged).rows
         if expected and wanted != rows:
             raise _differs(staged, f"source: {wanted:,} rows", f"files: {rows:,} rows")
         return Proof(staged.asset, staged.load, "none")
@@ -81,13 +84,38 @@ def _compare(staged: Staged, found: Digest) -> None:
             f"{staged.asset} cannot be proven: source and files were digested over different columns or types",
             hint="run again: it is staged anew",
         )
-    wanted = Digest.sum(staged.expected.values(), found.shape)
-    if wanted != found:
-        raise _differs(
-            staged,
+    wanted, aside = Digest.sum(staged.expected.values(), found.shape), _aside(staged)
+    if wanted + aside != found:
+        lines = [
             f"source: {wanted.rows:,} rows, digest {wanted.total}",
             f"files: {found.rows:,} rows, digest {found.total}",
-        )
+        ]
+        if aside.rows or aside.total:
+            lines.append(f"set aside, less rows fixed: {-aside.rows:,} rows, digest {-aside.total}")
+        raise _differs(staged, *lines)
+
+
+def _aside(staged: Staged) -> Digest:
+    """Return by how much the files differ from the source on purpose: fixed rows come, rows set aside are not there."""
+    record = staged.detail.get("quarantine")
+    if record is None:
+        return Digest(0, 0, staged.schema.shape)
+    return Digest.from_json(record["put"]) - Digest.from_json(record["load"])
+
+
+def _check_quarantine(folder: Folder, staged: Staged) -> None:
+    """Raise ProofFailed unless the quarantine's file holds, read back, what was set aside."""
+    record = staged.detail.get("quarantine")
+    if record is None or record["file"] is None:
+        return
+    path = folder.quarantine / record["file"]
+    size = path.stat().st_size if path.exists() else None
+    if size != record["size"]:
+        found = "is missing" if size is None else f"has {size:,} bytes, {record['size']:,} were written"
+        raise ProofFailed(f"{staged.asset}: the quarantine's file {found}", where=str(path), hint="run again")
+    wanted = Digest.from_json(record["digest"])
+    if hashable(staged.schema) and digest([path], staged.schema) != wanted:
+        raise ProofFailed(f"{staged.asset}: the quarantine's file does not hold what was set aside", where=str(path))
 
 
 def _differs(staged: Staged, *lines: str) -> ProofFailed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +16,8 @@ from millrace.errors import CommitUnknown, GuardRefused, MillraceError, ProofFai
 from millrace.lake import ledger, log
 from millrace.lake.layout import Folder, disk
 from millrace.lake.ledger import Manifest
-from millrace.lake.prove import check_size
+from millrace.lake.prove import check_size, hashable
+from millrace.lake.quarantine import facts_of
 from millrace.lake.table import arrow_schema
 
 ATTEMPTS = 20  # commits of others that may come between; optimize or vacuum in a loop would be needed for more
@@ -209,8 +211,9 @@ def _plan(staged: Staged, proof: Proof, snapshot: log.Snapshot | None, previous:
                     hint="run again",
                 )
     entry, whole = _entry(staged, proof, previous)
+    quarantine = _quarantine(staged, proof, previous)
     manifest = Manifest(
-        entry=entry,
+        entry=changed(entry, quarantined=0 if quarantine is None else quarantine["open"]),
         how=staged.how,
         version=0 if snapshot is None else snapshot.version + 1,
         previous=previous.entry.load if previous else None,
@@ -220,6 +223,7 @@ def _plan(staged: Staged, proof: Proof, snapshot: log.Snapshot | None, previous:
         removed=sorted(remove),
         images={side: image["name"] for side, image in staged.detail.get("images", {}).items()},
         proof=proof,
+        quarantine=quarantine,
     )
     return _Plan(manifest, remove, recreate)
 
@@ -249,6 +253,38 @@ def _entry(staged: Staged, proof: Proof, previous: Manifest | None) -> tuple[Led
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     entry = entry_for(staged, proof, time=now, level=level, digest=digest, rows=rows, counts=counts)
     return entry, whole
+
+
+def _quarantine(staged: Staged, proof: Proof, previous: Manifest | None) -> Mapping[str, Any] | None:
+    """Return what the manifest says about the quarantine; a load that says nothing about it leaves it as it is."""
+    if "quarantine" not in staged.detail:
+        replaces = staged.how in ("create", "replace")
+        return None if replaces or previous is None else previous.quarantine
+    return facts_of(staged.detail["quarantine"], previous, _source(staged, proof, previous))
+
+
+def _source(staged: Staged, proof: Proof, previous: Manifest | None) -> Digest | None:
+    """Return the digest of the whole source after the load, reckoned from the source's own digests."""
+    if not hashable(staged.schema) or not staged.expected:
+        return None
+    read = Digest.sum(staged.expected.values(), staged.schema.shape)
+    if staged.how in ("create", "replace"):
+        return read
+    before: Digest | None = None
+    if previous is not None and previous.quarantine is not None:
+        known = previous.quarantine["source"]
+        before = None if known is None else Digest.from_json(known)
+    elif previous is not None and previous.whole:
+        before = previous.entry.digest
+    if before is None or before.shape != read.shape or proof.digest is None:
+        return None
+    if staged.how != "upsert":
+        return before + read
+    # what was read takes the place of rows of the same keys: those that the merge replaced or left, less rows that
+    # stood there fixed, and those that lay in quarantine
+    record, changes = staged.detail["quarantine"], Digest.from_json(staged.detail["changes"])
+    out = Digest.from_json(record["out"]) - Digest.from_json(record["out_fixes"])
+    return before + read - changes + proof.digest - out
 
 
 def _whole(staged: Staged, proof: Proof, previous: Manifest | None, replaces: bool) -> tuple[Digest | None, bool]:

@@ -469,8 +469,8 @@ def _check(schema: Schema) -> None:
             raise ContractBroken(f"column {column.name} has no known hash: {column.hashed or 'none'}")
 
 
-def _add_batch(batch: pa.RecordBatch, schema: Schema) -> int:
-    """Return the exact sum of the signed record hashes of up to CHUNK rows."""
+def _hash_rows(batch: pa.RecordBatch, schema: Schema) -> U64:
+    """Return the record hashes of up to CHUNK rows."""
     found = np.zeros(batch.num_rows, "<u8")
     present = {name: place for place, name in enumerate(batch.schema.names)}
     for column in schema.columns:
@@ -479,7 +479,12 @@ def _add_batch(batch: pa.RecordBatch, schema: Schema) -> int:
             found += _hash_column(batch.column(present[column.name]), column)
     # The record hash is linear in its columns' hashes, so its sum does not change when two rows swap a value: each
     # row's hash is hashed once more, as int8send gives it (the same eight bytes as float8send of the same bits).
-    found = hash_floats(found.view("<f8"))
+    return hash_floats(found.view("<f8"))
+
+
+def _add_batch(batch: pa.RecordBatch, schema: Schema) -> int:
+    """Return the exact sum of the signed record hashes of up to CHUNK rows."""
+    found = _hash_rows(batch, schema)
     signed = found.view("<i8")
     high, low = int((signed >> 32).sum()), int((found & np.uint64(_MASK)).sum())
     return (high << 32) + low
@@ -510,6 +515,19 @@ def digest_batches(batches: Iterable[pa.RecordBatch], schema: Schema) -> Digest:
 def digest_table(table: pa.Table | pa.RecordBatch, schema: Schema) -> Digest:
     """Digest a table in memory; see `digest_batches`."""
     return digest_batches(table.to_batches() if isinstance(table, pa.Table) else [table], schema)
+
+
+def row_hashes(table: pa.Table, schema: Schema) -> list[int]:
+    """Return the signed 64-bit hash of each row of a table; their sum is the digest's total.
+
+    Raises:
+        ContractBroken: as `digest_batches`.
+    """
+    _check(schema)
+    found: list[int] = []
+    for batch in table.to_batches(max_chunksize=CHUNK):
+        found += _hash_rows(batch, schema).view("<i8").tolist()
+    return found
 
 
 PART_ROWS = 250_000  # rows that one thread takes at once

@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ from millrace.core.position import Position
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import FORMAT, Publish, Staged, check_format
 from millrace.errors import ContractBroken, ProofFailed, UsageError
+from millrace.lake import quarantine
 from millrace.lake.layout import DATA_FILE, Folder, disk, read_json, sync_file, sync_folder, write_json
 from millrace.lake.table import arrow_schema, conform, grouped, microseconds, rows_of, writer
 
@@ -119,6 +120,7 @@ class LakeStage:
         self._guard = threading.Lock()
         self._images: dict[str, str] = {}
         self._closed = False
+        self._settled: tuple[dict[str, Any] | None, pa.Table] | None = None
         with disk(folder.path, f"staging {request.asset}"):
             folder.path.mkdir(parents=True, exist_ok=True)
             own = read_descriptor(folder.descriptor(request.load))
@@ -130,6 +132,7 @@ class LakeStage:
             self._left = set(self._segments)  # nobody has said yet that these still agree
             self._loaded(moment)
             self._save()
+        self._aside = quarantine.Aside(folder, request, moment)
         if own is not None:
             kept = {file["name"] for file in self._files}
             self._remove([file for file in own["files"] if file["name"] not in kept])
@@ -338,6 +341,40 @@ class LakeStage:
                 self._remove(replaced)
         return rows_of(files)
 
+    # quarantine
+
+    def set_aside(self, bad: pa.Table, *, gone: Collection[str] = (), whole: bool = False) -> None:
+        """Keep rows out of the asset: they go to its quarantine, visible with this load. May be called several times.
+
+        Their digests count in the proof as if they were in the files. In a load that creates or replaces the asset,
+        older entries that are not among them vanish, and a replayed one that still is puts its fixed row into the
+        asset again.
+
+        Args:
+            bad: the asset's columns as they came, `_millrace_reason` (one sentence), and where there are any
+                `_millrace_rule`, `_millrace_column`, `_millrace_source`, `_millrace_bytes`.
+            gone: ids of older entries of an upsert whose keys the load settles.
+            whole: an upsert of all rows of the source.
+
+        Raises:
+            ContractBroken: the columns do not fit.
+        """
+        self._aside.add(bad, gone, whole)
+
+    def put_state(self, state: pa.Table) -> None:
+        """Take a complete quarantine, in which entries of the published one have another status."""
+        self._aside.put_state(state)
+
+    def quarantined(self) -> pa.Table | None:
+        """Return the published quarantine that this load builds upon; None when it is empty."""
+        return self._aside.older()
+
+    def settle(self) -> pa.Table:
+        """End setting aside; returns the fixed rows that belong into the asset again."""
+        if self._settled is None:
+            self._settled = self._aside.settle()
+        return self._settled[1]
+
     # closing
 
     def close(
@@ -360,16 +397,24 @@ class LakeStage:
         """
         if self._closed:
             raise ContractBroken(f"the stage of {self.request.asset} is closed already")
+        fixed = self.settle()
+        if fixed.num_rows and self.request.how in ("create", "replace"):
+            self.write_batches(Segment("replayed", "file"), fixed.to_batches())
         with self._guard, disk(self._folder.path, f"closing the stage of {self.request.asset}"):
             self._forget(list(self._left))
             known = {name: digest for name, digest in self._segments.items() if digest is not None}
-            staged = self._staged(position, dict(expected) if expected is not None else known, detail or {})
+            facts = {**(detail or {}), **self._set_aside()}
+            staged = self._staged(position, dict(expected) if expected is not None else known, facts)
             if rows is not None:
                 staged = changed(staged, rows=rows)
             self._save(staged)
             self._closed = True
         reach("lake.stage.closed")
         return staged
+
+    def _set_aside(self) -> dict[str, Any]:
+        record = self._settled[0] if self._settled is not None else None
+        return {} if record is None else {"quarantine": record}
 
     def _staged(self, position: Position, expected: Mapping[SegmentId, Digest], detail: Mapping[str, Any]) -> Staged:
         request = self.request

@@ -8,11 +8,12 @@ Object stores come later; Delta's compare-and-swap and hard links are a local di
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace as changed
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from millrace.core.digest import Digest
 from millrace.core.events import reach
@@ -23,17 +24,21 @@ from millrace.core.schema import Schema
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import LedgerEntry, Proof, Staged
 from millrace.errors import ContractBroken, GuardRefused, NotFound, UsageError
-from millrace.lake import gc, ledger, log
+from millrace.lake import gc, ledger, log, quarantine
 from millrace.lake.changes import Change, change_of
 from millrace.lake.gc import RETAIN, VERSIONS
 from millrace.lake.layout import PRIVATE, Folder
 from millrace.lake.ledger import Manifest
 from millrace.lake.prove import prove
 from millrace.lake.publish import check_foreign, publish
+from millrace.lake.quarantine import Balance, Entry
 from millrace.lake.sql import SqlEngine
 from millrace.lake.stage import LakeStage, read_descriptor
 from millrace.lake.table import arrow_schema, file_batches, require
-from millrace.lake.upsert import Upsert, check_base, check_keys, fitting
+from millrace.lake.upsert import Upsert, check_base, check_keys, fitting, settled, write_aside
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class LakeTarget:
@@ -110,6 +115,25 @@ class LakeTarget:
             kept = [path for path in self.files(staged.asset, staged.base) if Path(path).name not in gone]
         return [*kept, *(str(folder.path / name) for name in own)]
 
+    # quarantine
+
+    def quarantine(self, asset: AssetId, seq: int | None = None) -> pa.Table | None:
+        """Return the rows in quarantine as of a seq or now, in the columns of `lake.quarantine.state_schema`, or None.
+
+        Raises:
+            NotFound: there is no such load, or it is not kept any more.
+        """
+        return quarantine.read(self.folder(asset), self._manifest(asset, seq))
+
+    def entries(self, asset: AssetId, seq: int | None = None) -> list[Entry]:
+        """Return the rows in quarantine as values, the oldest first. Raises NotFound."""
+        manifest = self._manifest(asset, seq)
+        return quarantine.entries(quarantine.read(self.folder(asset), manifest), asset, manifest.schema)
+
+    def balance(self, asset: AssetId) -> Balance:
+        """Return the arithmetic of source, asset and quarantine. Raises NotFound."""
+        return quarantine.balance(self.folder(asset), self._manifest(asset, None))
+
     def _manifest(self, asset: AssetId, seq: int | None) -> Manifest:
         folder = self.folder(asset)
         snapshot = log.open_table(folder)
@@ -155,6 +179,8 @@ class LakeTarget:
         expected: Mapping[SegmentId, Digest] | None = None,
         deletes: Sequence[Path | str] = (),
         detail: Mapping[str, Any] | None = None,
+        bad: pa.Table | None = None,
+        whole: bool = False,
     ) -> Staged:
         """Stage an upsert: the files that a real change touches are rewritten, the others stay.
 
@@ -168,6 +194,8 @@ class LakeTarget:
             expected: digests of the changes in the source.
             deletes: Parquet files with at least the key columns: rows to delete.
             detail: facts of the caller, kept in `Staged.detail`.
+            bad: rows of the source to set aside, as `LakeStage.set_aside` takes them; older rows of their keys go.
+            whole: changes and bad rows are all rows of the source.
 
         Raises:
             KeyInvalid: no key, a null in one, or the same key twice.
@@ -184,6 +212,8 @@ class LakeTarget:
         check_base(manifest.entry.seq if manifest else 0, request.base, asset)
         stage = self.open_stage(request)
         stage.drop(stage.left())
+        if bad is not None and (snapshot is None or manifest is None):
+            stage.set_aside(bad)
         if snapshot is None or manifest is None:
             check_keys(sql, files, schema.key, asset)
             stage.write_batches(Segment.whole(), file_batches(files, schema))
@@ -193,7 +223,33 @@ class LakeTarget:
                 f"the columns of {asset} are not those of its changes", hint="load it anew: --full-refresh"
             )
         check_foreign(folder, request.asset, snapshot, manifest)
-        return Upsert(folder, stage, snapshot, files, keys, sql).run(position, expected or {}, detail or {})
+        with tempfile.TemporaryDirectory(prefix="millrace-") as scratch:
+            more = self._aside(folder, stage, manifest, bad, [*files, *keys], sql, whole, Path(scratch))
+            files, keys = [*files, *more[0]], [*keys, *more[1]]
+            return Upsert(folder, stage, snapshot, files, keys, sql).run(position, expected or {}, detail or {})
+
+    def _aside(
+        self,
+        folder: Folder,
+        stage: LakeStage,
+        manifest: Manifest,
+        bad: pa.Table | None,
+        files: Sequence[str],
+        sql: SqlEngine,
+        whole: bool,
+        scratch: Path,
+    ) -> tuple[list[str], list[str]]:
+        """Set the bad rows of an upsert aside and settle older entries; returns further changes and keys to delete."""
+        older = stage.quarantined()
+        if older is None and (bad is None or not bad.num_rows):
+            return [], []
+        schema = stage.request.schema
+        bad = bad if bad is not None else quarantine.bad_schema(schema).empty_table()
+        gone = []
+        if older is not None and manifest.quarantine is not None:
+            gone = settled(sql, folder.quarantine / manifest.quarantine["file"], files, schema.key)
+        stage.set_aside(bad, gone=gone, whole=whole)
+        return write_aside(sql, scratch, quarantine.fitted(bad, schema), stage.settle(), files, schema)
 
     def changes(self, asset: AssetId, since: int) -> list[Change] | None:
         """Return what the loads after a seq changed, oldest first.

@@ -23,6 +23,7 @@ from millrace.errors import ContractBroken, KeyInvalid, MillraceError, SeqMoved
 from millrace.lake.layout import Folder, disk_error, sync_file, sync_folder
 from millrace.lake.log import Snapshot
 from millrace.lake.prove import digest, hashable
+from millrace.lake.quarantine import ENTRY
 from millrace.lake.sql import Fragment, SqlEngine, fill, listed, quoted
 from millrace.lake.stage import LakeStage
 from millrace.lake.table import OWN, conform, grouped, writer
@@ -52,6 +53,10 @@ ALL_INSERTED = "select {columns} from {files} c"
 STAYING = "select {columns} from {files} t anti join {files} b using ({keys})"
 COMING = "select {columns} from {files} a semi join (select * from {updates} where _millrace_file = ?) b using ({keys})"
 NEW = "select {columns} from {files} a where _millrace_change = 'insert'"
+
+
+SETTLED = "select {entry} from {files} q semi join (select {keys} from {files}) using ({keys})"
+ONLY_BAD = "select {keys} from {files} b anti join (select {keys} from {files}) using ({keys})"
 
 
 def _fill(template: str, **parts: Fragment) -> Fragment:
@@ -298,6 +303,45 @@ def check_keys(sql: SqlEngine, files: Sequence[str], key: Sequence[str], asset: 
             detail=[f"{_named(key, row)} ({row[-1]} rows)" for row in found],
             hint="keep the newest row of each key",
         )
+
+
+def settled(sql: SqlEngine, state: Path, files: Sequence[str], key: Sequence[str]) -> list[str]:
+    """Return the ids of the entries in a quarantine's file whose keys stand in some files."""
+    keys = listed(map(quoted, key))
+    found = sql.sql(_fill(SETTLED, entry=quoted(ENTRY), keys=keys), params=[str(state), list(files)]).fetchall()
+    return [row[0] for row in found]
+
+
+def write_aside(
+    sql: SqlEngine, folder: Path, bad: pa.Table, fixed: pa.Table, files: Sequence[str], schema: Schema
+) -> tuple[list[str], list[str]]:
+    """Write what rows that are set aside mean for the asset: fixed rows come, the older rows of their keys go.
+
+    Args:
+        sql: the engine.
+        folder: where the files are written.
+        bad: the rows set aside.
+        fixed: rows of replayed entries.
+        files: changes and deletes of the same upsert; what they say about a key holds.
+        schema: of the asset.
+
+    Returns:
+        files of changes, and files of keys to delete.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    key = list(schema.key)
+    changes, deletes = folder / "fixed.parquet", folder / "bad.parquet"
+    pq.write_table(fixed, changes)
+    keys = bad.select(key).drop_null().group_by(key).aggregate([]).select(key)
+    pq.write_table(keys, deletes)
+    said = [*files, str(changes)]
+    query = _fill(ONLY_BAD, keys=listed(map(quoted, key)))
+    rest = list(sql.sql(query, params=[str(deletes), said]).to_arrow_reader(BATCH_ROWS))
+    gone = pa.Table.from_batches(rest).cast(keys.schema) if rest else keys.schema.empty_table()
+    pq.write_table(gone, deletes)
+    return [str(changes)] * bool(fixed.num_rows), [str(deletes)] * bool(gone.num_rows)
 
 
 def fitting(files: Sequence[str], schema: pa.Schema, names: Sequence[str], asset: str) -> list[str]:
