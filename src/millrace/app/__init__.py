@@ -1,10 +1,11 @@
 """The only place that wires: project and environment, or two databases, become targets, step kinds and an engine."""
 
-from millrace.app.copying import CopyOptions, CopyOutcome, copy_dry_run, copy_table, diff_tables
+from millrace.app.copying import CopyOutcome, copy_dry_run, copy_table, diff_tables
 from millrace.app.doctor import Finding, examine
 from millrace.app.extras import require as require_extras
 from millrace.app.house import House, QueryResult, open_house
 from millrace.app.scaffold import init_from_database, init_project, write_schemas
+from millrace.steps.spec import CopyOptions
 
 __all__ = [
     "CopyOptions",

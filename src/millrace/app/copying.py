@@ -15,33 +15,15 @@ from typing import TYPE_CHECKING, Any
 from millrace.app.runtime import CONNECTION, Runtime
 from millrace.core.names import AssetId, TableRef, fingerprint, new_run_id
 from millrace.core.plan import Plan, Step
-from millrace.core.ports import Mode
 from millrace.core.staged import Counts, LedgerEntry
 from millrace.errors import NotFound
+from millrace.steps.spec import CopyOptions, CopySpec
 
 if TYPE_CHECKING:
     from millrace.postgres.diff import TableDiff
     from millrace.postgres.session import Database
-    from millrace.steps.spec import CopySpec
 
 SOURCE, TARGET = "source", "target"
-
-
-@dataclass(frozen=True, slots=True)
-class CopyOptions:
-    """Options of a copy: see `steps.spec.CopySpec`."""
-
-    mode: Mode = "full"
-    key: tuple[str, ...] = ()
-    cursor: str | None = None
-    where: str | None = None
-    select: str | None = None
-    count: str | None = None
-    replace: bool = False
-    allow_deletes: bool = False
-    max_delete: float = 0.5
-    full_refresh: bool = False
-    workers: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +76,6 @@ def _runtime(source: str, target: str, *, trusted_urls: bool = False) -> Iterato
 
 
 def _spec(table: str, into: str, options: CopyOptions, runtime: Runtime) -> CopySpec:
-    from millrace.steps.spec import CopySpec
-
     place = TableRef.parse(into)
     schema = place.schema or _default_schema(runtime)
     return CopySpec(
@@ -149,9 +129,7 @@ def copy_table(
             assets=(spec.asset,),
             target=f"{CONNECTION}{TARGET}",
             group=f"copy:{spec.asset}",
-            code=fingerprint(
-                "copy", str(spec.table), repr((spec.mode, spec.key, spec.cursor, spec.where, spec.select))
-            ),
+            code=_code(spec),
             spec={"copy": spec.to_json(), "full_refresh": options.full_refresh},
         )
         journal = Journal(":memory:")

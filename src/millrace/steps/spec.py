@@ -10,14 +10,11 @@ from millrace.core.names import AssetId, TableRef
 from millrace.core.ports import Mode
 
 
-@dataclass(frozen=True, slots=True)
-class CopySpec:
-    """One copy of one table.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyOptions:
+    """How a table is copied.
 
     Attributes:
-        source: name of the source connection in the runtime.
-        table: the source table.
-        asset: the ledger's key: `layer.name` in a lake or warehouse, `schema.table` in a PostgreSQL target.
         mode: `full`, `incremental` or `append`.
         key: key columns; empty: the source's primary key.
         cursor: cursor column of `incremental`.
@@ -31,9 +28,6 @@ class CopySpec:
         segment_rows: aimed rows of a segment.
     """
 
-    source: str
-    table: TableRef
-    asset: AssetId
     mode: Mode = "full"
     key: tuple[str, ...] = ()
     cursor: str | None = None
@@ -46,6 +40,21 @@ class CopySpec:
     full_refresh: bool = False
     workers: int = 2
     segment_rows: int = 250_000
+
+
+@dataclass(frozen=True, slots=True)
+class CopySpec(CopyOptions):
+    """One copy of one table.
+
+    Attributes:
+        source: name of the source connection in the runtime.
+        table: the source table.
+        asset: the ledger's key: `layer.name` in a lake or warehouse, `schema.table` in a PostgreSQL target.
+    """
+
+    source: str
+    table: TableRef
+    asset: AssetId
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON types."""
