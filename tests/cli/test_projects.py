@@ -218,3 +218,18 @@ def test_colour_only_on_a_terminal_and_never_with_no_color(ran: Ran) -> None:
 
     assert b"\x1b[90m" in on_a_terminal()
     assert b"\x1b" not in on_a_terminal(NO_COLOR="1")
+
+
+@pytest.mark.servers
+def test_copy_and_diff_take_the_projects_connections(ran: Ran, tmp_path: Path) -> None:
+    found = ran.data("diff", "src", "accounts", "dst", "raw.accounts")
+    assert (found["same"], found["rows_left"]) == (True, 300)
+    assert ran.data("copy", "src", "accounts", "dst", "raw.again")["published"]
+    assert "300 equal" in ran.say("diff", "dst", "raw.accounts", "dst", "raw.again")
+    wrong = call(ran.folder, "diff", "sr", "accounts", "dst", "raw.accounts", **ran.names)
+    assert wrong.returncode == 1
+    assert "there is no connection 'sr'" in wrong.stderr
+    assert 'did you mean "src"' in wrong.stderr
+    outside = call(tmp_path, "diff", "src", "accounts", "dst", "raw.accounts", **ran.names)
+    assert outside.returncode == 2
+    assert "in a project, the name of a connection" in outside.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -12,11 +13,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from millrace.app.house import open_house
 from millrace.app.runtime import CONNECTION, Runtime
 from millrace.core.names import AssetId, TableRef, fingerprint, new_run_id
 from millrace.core.plan import Plan, Step
 from millrace.core.staged import Counts, LedgerEntry
-from millrace.errors import NotFound
+from millrace.errors import NotFound, ProjectError
+from millrace.project import find_project
 from millrace.steps.spec import CopyOptions, CopySpec
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from millrace.postgres.session import Database
 
 SOURCE, TARGET = "source", "target"
+NAME = re.compile(r"[^\W\d][\w-]*")  # of a connection in the project's file
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +58,29 @@ class CopyOutcome:
         }
 
 
-def _database(text: str, label: str, *, trusted_urls: bool) -> Database:
+def _database(text: str, label: str, closing: contextlib.ExitStack, *, trusted_urls: bool = False) -> Database:
     from millrace.postgres.session import database_from_url, parse_database
 
     if trusted_urls and "://" in text:
         return database_from_url(text, label)
+    if NAME.fullmatch(text) and _in_project():
+        return closing.enter_context(open_house()).runtime.database(text)
     return parse_database(text, os.environ)
+
+
+def _in_project() -> bool:
+    try:
+        find_project(Path.cwd())
+    except ProjectError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
 def _runtime(source: str, target: str, *, trusted_urls: bool = False) -> Iterator[Runtime]:
     databases = {
-        SOURCE: lambda _closing: _database(source, "source", trusted_urls=trusted_urls),
-        TARGET: lambda _closing: _database(target, "target", trusted_urls=trusted_urls),
+        SOURCE: lambda closing: _database(source, "source", closing, trusted_urls=trusted_urls),
+        TARGET: lambda closing: _database(target, "target", closing, trusted_urls=trusted_urls),
     }
     # named, not made: nothing is left of a copy that is killed, unless a step really needs scratch
     work = Path(tempfile.gettempdir()) / f"millrace-{new_run_id()}"
@@ -106,7 +120,7 @@ def copy_table(
     """Copy one table between two PostgreSQL databases.
 
     Args:
-        source, target: `env:NAME`, `service:NAME`, or a URL.
+        source, target: `env:NAME`, `service:NAME`, a URL, or the name of a connection of the project here.
         table, into: SQL names of the source and the target table.
         options: mode, key, guards.
         trusted_urls: whether a URL may hold a password (an API's argument may, a command line's may not).
@@ -187,9 +201,10 @@ def diff_tables(
     from millrace.postgres.diff import diff
 
     since = time.monotonic()
-    sides = [
-        (_database(text, label, trusted_urls=False), TableRef.parse(name))
-        for text, label, name in ((left, "source", table), (right, "target", other))
-    ]
-    found = diff(sides[0], sides[1], key, limit)
+    with contextlib.ExitStack() as closing:
+        sides = [
+            (_database(text, label, closing), TableRef.parse(name))
+            for text, label, name in ((left, "source", table), (right, "target", other))
+        ]
+        found = diff(sides[0], sides[1], key, limit)
     return found, time.monotonic() - since

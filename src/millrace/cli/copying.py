@@ -9,7 +9,10 @@ import typer
 from millrace.cli import show
 from millrace.cli.main import app
 
-DATABASE = "A database: env:NAME, service:NAME, or a URL without a password (pgpass or PGPASSWORD has it)."
+DATABASE = (
+    "A database: env:NAME, service:NAME, a URL without a password (pgpass or PGPASSWORD has it), or the name of a"
+    " connection of the project here."
+)
 
 COPY_EXAMPLES = """
 [bold]Examples[/bold]
@@ -103,6 +106,7 @@ DIFF_EXAMPLES = """
 [bold]Example[/bold]
 
   millrace diff env:SRC public.accounts env:DST public.accounts
+  millrace diff shop_db orders reports_db raw.orders
 """
 
 

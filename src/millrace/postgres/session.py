@@ -135,7 +135,9 @@ def parse_database(text: str, environ: Mapping[str, str]) -> Database:
     if not _URL.match(text):
         # the text may be a conninfo with a password: it is not repeated
         raise UsageError(
-            "not a database", hint="write env:NAME, service:NAME or a URL like postgresql://user@host:5432/database"
+            "not a database",
+            hint="write env:NAME, service:NAME, a URL like postgresql://user@host:5432/database, or, in a project, the"
+            " name of a connection",
         )
     refused = UsageError(
         "a password on the command line is visible to every user of this machine",
