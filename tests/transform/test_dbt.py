@@ -19,7 +19,8 @@ from millrace.core.schema import Schema
 from millrace.duck.warehouse import WarehouseTarget
 from millrace.errors import GateFailed, Interrupted, NotFound, ProjectError, StepFailed
 from millrace.transform import dbt
-from millrace.transform.dbt import DbtEvent, build, graph
+from millrace.transform.dbt import build, graph
+from millrace.transform.dbt_process import DbtEvent, DbtOptions
 
 PROJECT = {
     "dbt_project.yml": """
@@ -123,7 +124,7 @@ def run(place: Path, target: WarehouseTarget, name: str, query: str, **more: Any
     ]
     try:
         with clone.savepoint(load):
-            result = build(place / "dbt", clone.folder, place / "cache", inherit=[clone.owner], **more)
+            result = build(place / "dbt", clone.folder, place / "cache", DbtOptions(inherit=[clone.owner], **more))
             result.check()
             staged = target.stage_results(clone, requests)
     except Exception:
@@ -317,11 +318,13 @@ import sys
 from pathlib import Path
 from millrace.duck.warehouse import WarehouseTarget
 from millrace.transform.dbt import build
+from millrace.transform.dbt_process import DbtOptions
 place = Path(sys.argv[1])
 clone = WarehouseTarget(place / "warehouse").clone("killed")
 with clone.savepoint(7):
     print("go", flush=True)
-    build(place / "dbt", clone.folder, place / "cache", inherit=[clone.owner], on_event=lambda e: print(e.name, flush=True))
+    options = DbtOptions(inherit=[clone.owner], on_event=lambda e: print(e.name, flush=True))
+    build(place / "dbt", clone.folder, place / "cache", options)
 """
 
 

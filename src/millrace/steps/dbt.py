@@ -16,7 +16,7 @@ from millrace.steps.resources import Resources
 from millrace.steps.versions import judge, pinned
 from millrace.steps.warehouse import warehouse_of
 from millrace.transform.dbt import DbtResult, build
-from millrace.transform.dbt_process import DbtEvent
+from millrace.transform.dbt_process import DbtEvent, DbtOptions
 
 TESTS = "tests"  # dbt's tests in the detail of the first of what a build staged
 CHECKED = {"pass": True, "warn": False, "fail": False}
@@ -45,13 +45,15 @@ class DbtStep:
                 self._resources.folder / str(step.spec["path"]),
                 clone.folder,
                 self._resources.cache,
-                environment=environment(ctx.logical_time),
-                full_refresh=bool(step.spec.get("full_refresh")),
-                on_event=self._telling(ctx),
-                stopping=ctx.stopping,
-                inherit=(clone.owner,),
-                memory_limit=self._resources.memory_limit,
-                threads=self._resources.threads,
+                DbtOptions(
+                    environment=environment(ctx.logical_time),
+                    full_refresh=bool(step.spec.get("full_refresh")),
+                    on_event=self._telling(ctx),
+                    stopping=ctx.stopping,
+                    inherit=(clone.owner,),
+                    memory_limit=self._resources.memory_limit,
+                    threads=self._resources.threads,
+                ),
             )
             checks = _checks(step, result)
             ctx.report.checks(checks)

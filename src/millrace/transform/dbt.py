@@ -13,14 +13,14 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from millrace.core.names import AssetId
 from millrace.errors import GateFailed, Place, StepFailed
-from millrace.transform.dbt_process import DbtEvent, run_dbt, versions
+from millrace.transform.dbt_process import DbtOptions, run_dbt, versions
 
 FORMAT = 1
 _SKIPPED = {"target", "logs", "__pycache__", "venv"}
@@ -240,9 +240,8 @@ def graph(
     given = dict(environment or {})
     if data is None or data["env"] != _environment(data["env"], given):
         with tempfile.TemporaryDirectory(prefix="millrace-dbt-") as scratch:
-            answer = run_dbt(
-                "parse", project_dir, Path(scratch), cache_dir, variables=variables, environment=environment
-            )
+            options = DbtOptions(variables=variables or {}, environment=given)
+            answer = run_dbt("parse", project_dir, Path(scratch), cache_dir, options)
         data = answer["graph"]
         data["env"] = _environment(data["env"], given)
         fresh = cached.with_suffix(".tmp")
@@ -307,35 +306,14 @@ def _graph(code: str, data: Mapping[str, Any]) -> DbtGraph:
     return DbtGraph(code, models, sources, tuple(tests))
 
 
-def build(
-    project_dir: Path,
-    run_folder: Path,
-    cache_dir: Path,
-    variables: Mapping[str, Any] | None = None,
-    *,
-    environment: Mapping[str, str] | None = None,
-    full_refresh: bool = False,
-    on_event: Callable[[DbtEvent], None] | None = None,
-    stopping: Callable[[], bool] | None = None,
-    inherit: Sequence[int] = (),
-    memory_limit: str = "1GB",
-    threads: int = 2,
-) -> DbtResult:
+def build(project_dir: Path, run_folder: Path, cache_dir: Path, options: DbtOptions) -> DbtResult:
     """Run `dbt build` on the `warehouse.duckdb` of a folder; it must be open nowhere else.
 
     Args:
         project_dir: the folder of `dbt_project.yml`; it is only read.
         run_folder: the clone's folder: dbt's working folder.
         cache_dir: Millrace's folder for this project and environment.
-        variables: dbt's vars. A change of them makes dbt parse the whole project again, so what differs from run to
-            run belongs into `environment`.
-        environment: variables that models may read by `env_var()`; dbt parses only the files that do again.
-        full_refresh: make incremental models anew.
-        on_event: called as nodes begin and end.
-        stopping: asked several times a second; true ends dbt, and the clone is worthless.
-        inherit: open files that dbt's process keeps open as long as it lives (the clone's lock).
-        memory_limit: DuckDB's limit in dbt's process.
-        threads: dbt's and DuckDB's threads.
+        options: how.
 
     Returns:
         What became of every node; call its `check` to refuse failures.
@@ -347,20 +325,7 @@ def build(
         Interrupted: `stopping` said so.
     """
     begin = time.monotonic()
-    answer = run_dbt(
-        "build",
-        project_dir,
-        run_folder,
-        cache_dir,
-        variables=variables,
-        environment=environment,
-        full_refresh=full_refresh,
-        on_event=on_event,
-        stopping=stopping,
-        inherit=inherit,
-        memory_limit=memory_limit,
-        threads=threads,
-    )
+    answer = run_dbt("build", project_dir, run_folder, cache_dir, options)
     nodes = tuple(
         DbtNode(
             unique_id=node["id"],

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,6 +54,32 @@ class DbtEvent:
     index: int
     total: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DbtOptions:
+    """How dbt is run.
+
+    Attributes:
+        variables: dbt's vars. A change of them makes dbt parse the whole project again, so what differs from run to
+            run belongs into `environment`.
+        environment: variables that models may read by `env_var()`; dbt parses only the files that do again.
+        full_refresh: make incremental models anew.
+        on_event: called as nodes begin and end.
+        stopping: asked several times a second; true ends dbt, and what it was building is worthless.
+        inherit: open files that dbt's process keeps open as long as it lives (the clone's lock).
+        memory_limit: DuckDB's limit in dbt's process.
+        threads: dbt's and DuckDB's threads.
+    """
+
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    full_refresh: bool = False
+    on_event: Callable[[DbtEvent], None] | None = None
+    stopping: Callable[[], bool] | None = None
+    inherit: Sequence[int] = ()
+    memory_limit: str = "1GB"
+    threads: int = 2
 
 
 def versions() -> str:
@@ -130,41 +156,27 @@ def _locked(cache_dir: Path, stopping: Callable[[], bool] | None) -> Iterator[No
         yield
 
 
-def run_dbt(
-    command: str,
-    project_dir: Path,
-    folder: Path,
-    cache_dir: Path,
-    *,
-    variables: Mapping[str, Any] | None = None,
-    environment: Mapping[str, str] | None = None,
-    full_refresh: bool = False,
-    on_event: Callable[[DbtEvent], None] | None = None,
-    stopping: Callable[[], bool] | None = None,
-    inherit: Sequence[int] = (),
-    memory_limit: str = "1GB",
-    threads: int = 2,
-) -> dict[str, Any]:
-    """Run one command of dbt in a process of its own, and return its answer."""
+def run_dbt(command: str, project_dir: Path, folder: Path, cache_dir: Path, options: DbtOptions) -> dict[str, Any]:
+    """Run one command of dbt in a process of its own, and return its answer. Raises what `dbt.build` raises."""
     versions()
     name = _profile_name(project_dir)
     profiles = cache_dir / "profiles"
     profiles.mkdir(parents=True, exist_ok=True)
-    request = {"command": command, "vars": dict(variables or {}), "full_refresh": full_refresh}
-    with _locked(cache_dir, stopping), tempfile.TemporaryFile() as log:
-        _write_profile(profiles, name, memory_limit, threads)
+    request = {"command": command, "vars": dict(options.variables), "full_refresh": options.full_refresh}
+    with _locked(cache_dir, options.stopping), tempfile.TemporaryFile() as log:
+        _write_profile(profiles, name, options.memory_limit, options.threads)
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "millrace.transform.dbt_runner"],
             cwd=folder,
-            env=_child_environment(project_dir, profiles, cache_dir, name) | dict(environment or {}),
+            env=_child_environment(project_dir, profiles, cache_dir, name) | dict(options.environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,  # Ctrl-C is ours to handle
-            pass_fds=tuple(inherit),
+            pass_fds=tuple(options.inherit),
         )
         try:
-            answer = _listen(process, request, on_event, stopping)
+            answer = _listen(process, request, options.on_event, options.stopping)
         finally:
             _end(process)
         if answer is None:
