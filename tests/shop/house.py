@@ -417,8 +417,9 @@ def _lake(folder: Path) -> None:
     init_project(folder, "ecommerce")
     for name in ("dbt", "checks", "dashboards"):
         shutil.rmtree(folder / name)
-    for file in folder.glob("models/silver/products.*"):
-        file.unlink()
+    for file in folder.glob("models/silver/*.*"):
+        if file.stem not in ("orders", "customers"):
+            file.unlink()
     (folder / "copies/shop_db.yaml").write_text(COPIES + "  customers: {key: customer_id, mode: full}\n")
 
 
@@ -431,8 +432,8 @@ def _dbt(folder: Path) -> None:
     init_project(whole, "ecommerce")
     shutil.move(whole / "dbt", folder / "dbt")
     shutil.rmtree(whole)
-    shutil.rmtree(folder / "dbt/models")
-    shutil.rmtree(folder / "dbt/tests")
+    for name in ("models", "snapshots", "tests"):
+        shutil.rmtree(folder / "dbt" / name)
     for name, text in DBT.items():
         (folder / "dbt" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "dbt" / name).write_text(text)

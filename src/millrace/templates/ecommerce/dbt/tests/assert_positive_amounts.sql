@@ -1,3 +1,3 @@
-select order_id, amount
-from {{ ref('stg_orders') }}
-where amount <= 0
+select order_id, order_amount
+from {{ ref('fct_orders') }}
+where order_amount <= 0

@@ -6,5 +6,7 @@ select
   amount,
   quantity,
   lower(trim(status)) as status,
-  updated_at
+  updated_at,
+  -- orders of every status count; revenue leaves these out, here and in the marts
+  lower(trim(status)) not in ('cancelled') as brings_revenue
 from bronze.orders

@@ -1,23 +1,18 @@
-{%- set no_revenue = "('" ~ (var('no_revenue_statuses') | join("', '")) ~ "')" -%}
 -- Sums and counts are exact; ratios are computed from them last. Orders of every status count, revenue leaves some out.
-with lines as (
-  select *, status not in {{ no_revenue }} as earns from {{ ref('fct_orders') }}
-),
-
-totals as (
+with totals as (
   select
     order_date,
     category,
     region,
     customer_segment,
     count(distinct order_id) as total_orders,
-    count(distinct case when earns then order_id end) as revenue_orders,
+    count(distinct case when brings_revenue then order_id end) as revenue_orders,
     count(distinct customer_id) as unique_customers,
     cast(sum(quantity) as bigint) as total_quantity,
-    cast(coalesce(sum(case when earns then order_amount end), 0) as decimal(38, 2)) as total_revenue,
+    cast(coalesce(sum(case when brings_revenue then order_amount end), 0) as decimal(38, 2)) as total_revenue,
     cast(sum(order_amount) as decimal(38, 2)) as gross_revenue,
-    cast(coalesce(sum(case when earns then profit_amount end), 0) as decimal(38, 2)) as total_profit
-  from lines
+    cast(coalesce(sum(case when brings_revenue then profit_amount end), 0) as decimal(38, 2)) as total_profit
+  from {{ ref('fct_orders') }}
   group by order_date, category, region, customer_segment
 )
 

@@ -1,6 +1,9 @@
 {{ config(materialized='incremental', unique_key='order_id', incremental_strategy='merge',
-          on_schema_change='append_new_columns') }}
--- Orders changed since the last load, and those whose customer or product was not known then. Names are as of the load.
+          on_schema_change='append_new_columns',
+          post_hook="delete from {{ this }} as done where not exists (
+            select 1 from {{ ref('stg_orders') }} as orders where orders.order_id = done.order_id)") }}
+-- Orders changed since the last load, and those whose customer or product was not known then; orders that are no more,
+-- or that are in quarantine now, go. Names are as of the load.
 select
   orders.order_id,
   orders.order_date,
@@ -16,8 +19,9 @@ select
   cast(items.cost as decimal(18, 2)) as cost_amount,
   cast(items.profit as decimal(18, 2)) as profit_amount,
   orders.status,
+  orders.loaded_at,
   orders.load_seq,
-  orders.loaded_at
+  orders.brings_revenue
 from {{ ref('stg_orders') }} as orders
 left join {{ ref('dim_customers') }} as customers on customers.customer_id = orders.customer_id
 left join {{ ref('dim_products') }} as products on products.product_id = orders.product_id
