@@ -95,7 +95,7 @@ def test_two_runs_at_once_the_second_names_the_first(shop: Shop) -> None:
     assert code == 1
     error = second["steps"][0]["error"]
     assert error["code"] == "TargetBusy"
-    assert error["what"] == f"bronze.orders is being worked on by run {run}"
+    assert error["what"] == f"bronze.orders is being worked on by run {run[:4]}"
     assert f"pid {first.pid}" in error["detail"][0]
     assert [step["status"] for step in second["steps"]] == ["failed", "published", "skipped"]
     assert (shop.lake.root / "stage" / run).exists()  # the living run's stage is nobody else's to drop
@@ -110,7 +110,7 @@ def test_a_living_run_cannot_be_resumed(shop: Shop) -> None:
     wait_stopped(first)
     run = shop.journal().list_runs(1)[0].id
     code, answer = end(start(shop, resume=run[:4]))
-    assert (code, answer["raised"]["what"]) == (3, f"run {run} is being worked on by run {run}")
+    assert (code, answer["raised"]["what"]) == (3, f"run {run[:4]} is being worked on by run {run[:4]}")
     assert shop.journal().run(run).status == "running"
     first.send_signal(signal.SIGCONT)
     assert end(first)[0] == 0

@@ -6,7 +6,7 @@ import threading
 import pytest
 from filetarget import CopyLines, Shop
 
-from millrace.core.names import AssetId
+from millrace.core.names import AssetId, short_run
 from millrace.engine.session import RunOptions
 from millrace.errors import CommitUnknown, MillraceError, NotFound, PositionRegressed, SeqMoved, UsageError
 
@@ -281,6 +281,16 @@ def test_a_step_kind_cannot_publish_what_is_not_its_own(shop: Shop) -> None:
     assert "gold.bars, which is not of this step" in str(result.steps[0].error)
     assert shop.state() == {}
     assert shop.lake.leftovers() == []
+
+
+def test_a_run_is_told_from_all_others_by_four_digits(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter(["7f3a0001", "7f3a0002", "7f3a0003", "81bc0004"])
+    monkeypatch.setattr("secrets.token_hex", lambda size: next(drawn))
+    assert shop.run().run.id == "7f3a0001"
+    second = shop.run().run.id
+    assert second == "81bc0004"
+    assert shop.journal().run(short_run(second)).id == second
+    assert short_run("airflow-2026-11-20") == "airflow-2026-11-20"
 
 
 def test_resume_is_refused_elsewhere(shop: Shop) -> None:

@@ -20,7 +20,6 @@ class LookingContext:
 
     run = ""
     load = 0
-    retry = False
 
     def __init__(self, runtime: Runtime, plan: Plan, step: Step, logical_time: str) -> None:
         self._runtime = runtime

@@ -7,6 +7,7 @@ from typing import Any
 
 from millrace.app import House
 from millrace.cli import show
+from millrace.core.names import short_run
 
 
 def _when(time: str | None) -> str:
@@ -39,7 +40,10 @@ def print_runs(house: House, limit: int, *, as_json: bool) -> None:
         show.out(" no run yet: millrace run")
         return
     show.table(
-        [(row.id, row.status, _when(row.started), _when(row.ended), row.env, row.pipeline or "–") for row in rows],
+        [
+            (short_run(row.id), row.status, _when(row.started), _when(row.ended), row.env, row.pipeline or "–")
+            for row in rows
+        ],
         ("run", "status", "started", "ended", "env", "pipeline"),
     )
 
@@ -70,14 +74,14 @@ def print_run(house: House, run: str, *, as_json: bool) -> None:
             }
         )
         return
-    show.out(f" run {row.id} · {row.status} · {_when(row.started)}")
+    show.out(f" run {short_run(row.id)} · {row.status} · {_when(row.started)}")
     show.table(
         [
             (
                 step.kind,
                 step.label,
                 step.phase,
-                step.rows,
+                None if step.kind in ("page", "gate") else step.rows,  # figures and checks, not rows
                 step.seconds,
                 None if step.peak_rss is None else step.peak_rss // 2**20,
                 step.message,

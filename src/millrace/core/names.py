@@ -12,6 +12,7 @@ from millrace.errors import UsageError
 _PART = r'"(?:[^"]|"")+"|[^\W\d][\w$]*'
 _TABLE = re.compile(rf"(?:(?P<schema>{_PART})\s*\.\s*)?(?P<name>{_PART})")
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
+_RUN = re.compile(r"[0-9a-f]{8}")
 _ASSET = re.compile(r"(?P<layer>[A-Za-z_][\w-]*)\.(?P<name>[^\s.][^.]*)")
 
 
@@ -82,6 +83,11 @@ class AssetId:
 def new_run_id() -> str:
     """Return a new run id: eight hexadecimal digits, shown to people by its first four."""
     return secrets.token_hex(4)
+
+
+def short_run(run: str) -> str:
+    """Return a run id as people see it: the first four digits of one of ours, an orchestrator's whole."""
+    return run[:4] if _RUN.fullmatch(run) else run
 
 
 def load_id(run: str, step: str, target: str) -> int:

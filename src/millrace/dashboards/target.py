@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from millrace.core.events import reach
-from millrace.core.names import AssetId
+from millrace.core.names import AssetId, short_run
 from millrace.core.staged import Counts, LedgerEntry, Proof, Staged, entry_for
 from millrace.errors import ProofFailed, SeqMoved
 
@@ -92,7 +92,8 @@ class PageTarget:
                     html = Path(item.place).read_text("utf-8")
                 except FileNotFoundError:
                     raise SeqMoved(
-                        f"the stage of {item.asset} is gone: its run {item.run} was given up", hint="run again"
+                        f"the stage of {item.asset} is gone: its run {short_run(item.run)} was given up",
+                        hint="run again",
                     ) from None
                 reach("pages.publish.before_commit")
                 _write(self.page(item.asset), html)  # the stage stays whole until the ledger knows of it

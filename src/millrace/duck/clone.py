@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from millrace.core.names import short_run
 from millrace.core.staged import Staged
 from millrace.duck import engine
 from millrace.duck.layout import FILE, NOTE, Layout, disk, replace
@@ -54,7 +55,7 @@ def own(folder: Path, run: str) -> int:
         holder = os.pread(handle, 200, 0).decode(errors="replace")
         os.close(handle)
         raise TargetBusy(
-            f"another process works on run {run} in the warehouse",
+            f"another process works on run {short_run(run)} in the warehouse",
             where=str(folder),
             detail=[f"held by {holder}"],
             hint="wait for it, or end it",
@@ -75,7 +76,7 @@ def release(folder: Path) -> None:
 def gone(folder: Path, run: str) -> SeqMoved:
     """Return the error for a clone that is not there any more."""
     return SeqMoved(
-        f"the warehouse's clone of run {run} is gone: it was dropped or published by someone else",
+        f"the warehouse's clone of run {short_run(run)} is gone: it was dropped or published by someone else",
         where=str(folder),
         hint="run again: it starts from what is published now",
     )

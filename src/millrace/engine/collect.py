@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
+from millrace.core.names import short_run
 from millrace.core.ports import KEEP_SECONDS
 from millrace.engine.leases import run_lives
 from millrace.engine.records import RunRow, StepRow, age
@@ -97,7 +98,7 @@ class Collector:
         for folder in sorted((session.work / "scratch").glob("*")):
             if folder.name != session.run.id and not run_lives(session.journal, folder.name, session.leases.ttl):
                 shutil.rmtree(folder, ignore_errors=True)
-                dropped.append(f"scratch of run {folder.name}")
+                dropped.append(f"scratch of run {short_run(folder.name)}")
         return dropped
 
     def bury(self) -> None:

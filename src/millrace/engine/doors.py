@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from millrace.core.events import reach
-from millrace.core.names import AssetId
+from millrace.core.names import AssetId, short_run
 from millrace.core.plan import Step
 from millrace.core.staged import LedgerEntry, Staged
 from millrace.engine.records import DONE_PHASES, Phase, Status, StepRow, now
@@ -332,6 +332,6 @@ def _regressed(asset: AssetId, target: str, entry: LedgerEntry | None, seen: tup
     return PositionRegressed(
         f"{asset} in {target} is older than this project knows: the target was restored or emptied",
         where=str(asset),
-        detail=[f"found {found}, expected load {seq} of {time} (run {run})"],
+        detail=[f"found {found}, expected load {seq} of {time} (run {short_run(run)})"],
         hint="if that is meant, go on from what is there with: millrace run --accept-restored",
     )

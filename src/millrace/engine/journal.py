@@ -146,14 +146,18 @@ class Journal:
         Raises:
             NotFound: no run, or more than one, begins so.
         """
-        query = sa.select(t.runs).where(t.runs.c.id.startswith(prefix, autoescape=True))
-        found = [RunRow(**row) for row in self._rows(query.order_by(t.runs.c.started.desc()))]
+        found = self.begin_with(prefix)
         exact = [row for row in found if row.id == prefix]
         if len(exact or found) == 1:
             return (exact or found)[0]
         if found:
             raise NotFound(f"{len(found)} runs begin with {prefix!r}", detail=[", ".join(row.id for row in found[:5])])
         raise NotFound(f"there is no run {prefix!r}", hint="see them with: millrace runs")
+
+    def begin_with(self, prefix: str) -> list[RunRow]:
+        """Return the runs whose id begins so, newest first."""
+        query = sa.select(t.runs).where(t.runs.c.id.startswith(prefix, autoescape=True))
+        return [RunRow(**row) for row in self._rows(query.order_by(t.runs.c.started.desc()))]
 
     def running(self) -> list[RunRow]:
         """Return the runs that are noted as running, dead ones too."""

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from millrace.core.names import short_run
 from millrace.engine.records import LeaseRow, now
 from millrace.errors import MillraceError, TargetBusy
 
@@ -169,7 +170,7 @@ class Leases:
 
 def _busy(holder: LeaseRow, what: str) -> TargetBusy:
     return TargetBusy(
-        f"{what} is being worked on by run {holder.run}",
+        f"{what} is being worked on by run {short_run(holder.run)}",
         detail=[f"on {holder.host}, pid {holder.pid}, since {holder.acquired}"],
         hint="wait for it to end, or stop it",
     )

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from millrace.core.names import AssetId, new_run_id
+from millrace.core.names import AssetId, new_run_id, short_run
 from millrace.core.plan import Plan
 from millrace.core.ports import StepKind, Target
 from millrace.engine.collect import Collector
@@ -107,7 +107,7 @@ class Engine:
         row = self._resumed(resume) if resume else None
         started = now()
         info = RunInfo(
-            id=row.id if row else new_run_id(),
+            id=row.id if row else self._new_id(),
             project=self.project,
             env=self.env,
             pipeline=row.pipeline if row else pipeline,
@@ -117,7 +117,7 @@ class Engine:
         )
         since = time.monotonic()
         with self._watched(), self._session(plan, info, options or RunOptions()) as session:
-            session.leases.acquire([f"run/{info.id}"], f"run {info.id}")
+            session.leases.acquire([f"run/{info.id}"], f"run {short_run(info.id)}")
             text = " ".join(sys.argv) if command is None else command
             self.journal.start_run(info, host=host(), pid=os.getpid(), command=text)
             status: RunStatus = "interrupted"
@@ -194,11 +194,19 @@ class Engine:
         finally:
             self.observer.close()
 
+    def _new_id(self) -> str:
+        """Return a new run id that people can tell from all others by what they see of it."""
+        for _ in range(100):
+            run = new_run_id()
+            if not self.journal.begin_with(short_run(run)):
+                break
+        return run
+
     def _resumed(self, resume: str) -> RunRow:
         row = self.journal.run(resume)
         if (row.project, row.env) != (self.project, self.env):
             raise UsageError(
-                f"run {row.id} is of {row.project or 'no project'}, environment {row.env or 'none'}",
+                f"run {short_run(row.id)} is of {row.project or 'no project'}, environment {row.env or 'none'}",
                 hint="resume it there",
             )
         return row

@@ -10,7 +10,7 @@ from typing import Any
 
 from millrace.core.digest import Digest
 from millrace.core.events import reach
-from millrace.core.names import AssetId
+from millrace.core.names import AssetId, short_run
 from millrace.core.staged import Counts, LedgerEntry, Level, Proof, Staged, entry_for
 from millrace.errors import CommitUnknown, GuardRefused, MillraceError, ProofFailed, SeqMoved, TransientFailure
 from millrace.lake import ledger, log
@@ -142,7 +142,7 @@ def check_seq(staged: Staged, previous: Manifest | None, expect: int) -> None:
         return
     detail = [f"it was staged upon load {staged.base}, the ledger is at {seq}"]
     if previous:
-        detail.append(f"load {seq} is of run {previous.entry.run}, {previous.entry.time}")
+        detail.append(f"load {seq} is of run {short_run(previous.entry.run)}, {previous.entry.time}")
     raise SeqMoved(
         f"{staged.asset} was published by another run since this one was staged", detail=detail, hint="run again"
     )
@@ -187,7 +187,7 @@ def _check_stage(folder: Folder, staged: Staged) -> None:
             check_size(folder, file, staged)
     except ProofFailed as error:
         raise SeqMoved(
-            f"the stage of {staged.asset} is gone: its run {staged.run} was given up",
+            f"the stage of {staged.asset} is gone: its run {short_run(staged.run)} was given up",
             where=error.where,
             hint="run again",
         ) from error

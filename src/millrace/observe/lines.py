@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from millrace.core.names import short_run
 from millrace.core.plan import Plan
 from millrace.core.secrets import redact
 from millrace.observe.shapes import OutcomeSeen, ResultSeen, RunSeen
@@ -55,7 +56,7 @@ def left(seconds: float) -> str:
 
 def header(run: RunSeen) -> str:
     """Return the first line: ` shop · dev · daily · run 7f3a`."""
-    parts = [run.project, run.env, run.pipeline, f"run {run.id[:4]}" + (", resumed" if run.resumed else "")]
+    parts = [run.project, run.env, run.pipeline, f"run {short_run(run.id)}" + (", resumed" if run.resumed else "")]
     return redact(" " + " · ".join(part for part in parts if part))
 
 
@@ -76,7 +77,7 @@ def closing(result: ResultSeen, resume: str | None, width: int | None = None) ->
     text = " " + " · ".join(part for part in parts if part)
     if result.status == "done" or not resume:
         return text
-    further = f"go on with: {resume.format(run=result.run.id[:4])}"
+    further = f"go on with: {resume.format(run=short_run(result.run.id))}"
     wide = width is not None and len(text) + 3 + len(further) > width
     return f"{text}\n {further}" if wide else f"{text} · {further}"
 

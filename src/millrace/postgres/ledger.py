@@ -13,7 +13,7 @@ from typing import Any, LiteralString
 
 from psycopg import sql
 
-from millrace.core.names import AssetId, fingerprint
+from millrace.core.names import AssetId, fingerprint, short_run
 from millrace.core.staged import FORMAT, LedgerEntry, check_format
 from millrace.errors import PermissionMissing, SeqMoved, UsageError
 from millrace.postgres.names import sql_name
@@ -196,7 +196,7 @@ class Ledger:
 
 def moved(asset: AssetId, found: LedgerEntry | None) -> SeqMoved:
     """Return the error for a publish that came second."""
-    detail = [] if found is None else [f"load {found.seq} of {found.time} (run {found.run}) is there now"]
+    detail = [] if found is None else [f"load {found.seq} of {found.time} (run {short_run(found.run)}) is there now"]
     return SeqMoved(
         f"{asset} was published by someone else since this was staged",
         where=str(asset),

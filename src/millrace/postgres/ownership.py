@@ -21,7 +21,7 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import sql
 
-from millrace.core.names import AssetId
+from millrace.core.names import AssetId, short_run
 from millrace.core.ports import StageRequest
 from millrace.core.staged import Staged, check_format
 from millrace.errors import MillraceError, SeqMoved, TargetBusy, TransientFailure
@@ -231,7 +231,7 @@ def forget(connection: Connection, ledger: Ledger, row: StageRow, *, table: bool
 def busy(row: StageRow) -> TargetBusy:
     """Return the error for a stage with a live owner."""
     return TargetBusy(
-        f"{row.asset} is being loaded by run {row.run}",
+        f"{row.asset} is being loaded by run {short_run(row.run)}",
         where=str(row.asset),
         detail=[f"on {row.host}, pid {row.pid}, since {row.started}"],
         hint="wait for it to end, or stop it",

@@ -12,7 +12,7 @@ from psycopg import sql
 
 from millrace.core.digest import Digest
 from millrace.core.events import reach
-from millrace.core.names import AssetId, TableRef
+from millrace.core.names import AssetId, TableRef, short_run
 from millrace.core.ports import KEEP_SECONDS, StageRequest
 from millrace.core.secrets import redact
 from millrace.core.staged import LedgerEntry, Proof, Staged
@@ -358,7 +358,7 @@ class PostgresTarget:
                     continue
                 ownership.evict(connection, row)
                 if ownership.drop(connection, self.book, row.asset, row.token):
-                    dropped.append(f"stage of {row.asset} (run {row.run})")
+                    dropped.append(f"stage of {row.asset} (run {short_run(row.run)})")
             orphans = connection.execute(
                 self.book.sql(
                     "select c.relname::text from pg_catalog.pg_class c "

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from millrace.core.digest import Digest
+from millrace.core.names import short_run
 from millrace.core.ports import Context
 from millrace.core.segment import SegmentId
 from millrace.errors import Interrupted, MillraceError
@@ -97,7 +98,9 @@ class Relay:
         self._digest([part for part in again if part.id not in digests], digests)
         kept = {part.id for part in again if digests[part.id] == done[part.id]}
         self._stage.drop(kept)
-        self._ctx.report.note(f"{len(kept)} of {len(parts)} segments kept from run {self._stage.earlier}")
+        if kept:
+            run = short_run(self._stage.earlier)
+            self._ctx.report.note(f"{len(kept)} of {len(parts)} segments kept from run {run}")
         return kept
 
     def _stopping(self) -> bool:
