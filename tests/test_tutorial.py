@@ -33,7 +33,9 @@ PAGES = [
 BLOCK = re.compile(
     r"^<!-- run(?:: exits (\d+))? -->\n```bash\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL
 )
-IDS = re.compile(r"(?<!\w)(?:(runs? |--resume |--run )[0-9a-f]{4,8}|(?=[0-9a-f]*\d)[0-9a-f]{8})\b")
+IDS = re.compile(
+    r"^ ?[0-9a-f]{4}(?=  )|(?<!\w)(?:(runs? |--resume |--run )[0-9a-f]{4,8}|(?=[0-9a-f]*\d)[0-9a-f]{8})\b"
+)
 TOOK = re.compile(r"\b\d+\.\d s\b")  # not shown where next to nothing
 NUMBERS = re.compile(r"\d[\d,.:]*")
 SECONDS = 600  # of one page, at most; a loaded machine with two cores took 180
