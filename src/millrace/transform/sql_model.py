@@ -366,11 +366,10 @@ def restrict(model: SqlModel, filters: Mapping[AssetId, KeyFilter]) -> str:
         model: the model.
         filters: for the inputs that carry the key, the changed keys of all of them (before and after the change).
     """
-    return bind(
-        model,
-        {
-            asset: f"(from {relation(asset)} semi join {found.relation}"
-            f" using ({', '.join(quote(name) for name in found.key)}))"
-            for asset, found in filters.items()
-        },
-    )
+    return bind(model, {asset: _restricted(asset, found) for asset, found in filters.items()})
+
+
+def _restricted(asset: AssetId, found: KeyFilter) -> str:
+    """Return a query for an input's rows of some keys; a null is a key like any other: such rows must not get lost."""
+    same = " and ".join(f"changed.{quote(name)} is not distinct from keys.{quote(name)}" for name in found.key)
+    return f"(from {relation(asset)} as changed semi join {found.relation} as keys on {same})"
