@@ -60,7 +60,7 @@ def _project(house: House) -> Iterator[Finding]:
     project = house.project
     yield Finding("project", ok=True, detail=f"{project.name}, environment {house.environment}")
     for name in project.settings.connections:
-        yield _connection(house, name)
+        yield _connection(house, name) if project.connection(name).type != "files" else _folder(house, name)
     for what, path in (("lake", project.lake_path()), ("warehouse", project.warehouse_path())):
         if path is not None:
             yield _place(what, Path(path))
@@ -90,6 +90,19 @@ def _connection(house: House, name: str) -> Finding:
         hint = f"GRANT CREATE ON DATABASE {base} TO {user};"
         return Finding(what, ok=False, detail=f"{detail}, may not create schemas, and copies go there", hint=hint)
     return Finding(what, ok=True, detail=detail)
+
+
+def _folder(house: House, name: str) -> Finding:
+    what = f"connection {name}"
+    try:
+        folder = house.runtime.files(name).root
+    except MillraceError as error:
+        return _failure(what, error)
+    if not folder.is_dir():
+        return Finding(what, ok=False, detail=str(folder), hint="the folder is missing: make it, or correct path:")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return Finding(what, ok=False, detail=str(folder), hint="the folder cannot be read by this user")
+    return Finding(what, ok=True, detail=f"folder {folder}")
 
 
 def _place(what: str, path: Path) -> Finding:

@@ -96,8 +96,19 @@ class House:
         self.state = project.root / STATE
         schemas = {name: connection.ledger_schema for name, connection in project.settings.connections.items()}
         self.runtime = Runtime(
-            project.root, self.state / "cache", self._databases(), self._targets(), ledger_schemas=schemas
+            project.root,
+            self.state / "cache",
+            self._databases(),
+            self._targets(),
+            folders=self._folders(),
+            ledger_schemas=schemas,
         )
+
+    def _folders(self) -> Mapping[str, Callable[[], Path]]:
+        def maker(name: str) -> Callable[[], Path]:
+            return lambda: Path(self.project.folder_path(name))
+
+        return {name: maker(name) for name, one in self.project.settings.connections.items() if one.type == "files"}
 
     def _databases(self) -> Mapping[str, Callable[[contextlib.ExitStack], Database]]:
         def maker(name: str) -> Callable[[contextlib.ExitStack], Database]:
@@ -114,7 +125,7 @@ class House:
 
             return make
 
-        return {name: maker(name) for name in self.project.settings.connections}
+        return {name: maker(name) for name, one in self.project.settings.connections.items() if one.type != "files"}
 
     def _targets(self) -> Mapping[str, Callable[[], Target]]:
         def lake() -> Target:

@@ -13,6 +13,7 @@ from millrace.core.ports import StepKind, Target
 from millrace.errors import NotFound, did_you_mean
 
 if TYPE_CHECKING:
+    from millrace.connectors.folder import FileFolder
     from millrace.postgres.reader import PostgresReader
     from millrace.postgres.session import Database
     from millrace.steps.resources import Resources
@@ -51,6 +52,7 @@ class Runtime:
         cache: folder for what can be made again.
         databases: makes a connection's database by name; its secrets are resolved then.
         targets: makes targets by name.
+        folders: returns the folder of a connection to files by name.
         ledger_schemas: schema of Millrace's own tables in a connection's database, where it is not `_millrace`.
         memory_limit, threads: limits of the embedded engine.
     """
@@ -62,6 +64,7 @@ class Runtime:
         databases: Mapping[str, Callable[[contextlib.ExitStack], Database]],
         targets: Mapping[str, Callable[[], Target]],
         *,
+        folders: Mapping[str, Callable[[], Path]] | None = None,
         ledger_schemas: Mapping[str, str] | None = None,
         memory_limit: str = "1GB",
         threads: int = 2,
@@ -72,6 +75,7 @@ class Runtime:
         self.threads = threads
         self.closing = contextlib.ExitStack()
         self._databases = databases
+        self._folders = folders or {}
         self._ledger_schemas = ledger_schemas or {}
         self._opened: dict[str, Database] = {}
         self._readers: dict[str, PostgresReader] = {}
@@ -100,6 +104,21 @@ class Runtime:
         if connection not in self._readers:
             self._readers[connection] = PostgresReader(self.database(connection))
         return self._readers[connection]
+
+    def files(self, connection: str) -> FileFolder:
+        """Return a connection's folder.
+
+        Raises:
+            NotFound: there is no such connection to files.
+            ProjectError: a variable in its path is not set.
+        """
+        from millrace.connectors.folder import FileFolder
+
+        if connection not in self._folders:
+            raise NotFound(
+                f"there is no connection {connection!r} to files", hint=did_you_mean(connection, list(self._folders))
+            )
+        return FileFolder(self._folders[connection](), connection)
 
     def target(self, name: str) -> Target:
         """Return a target.

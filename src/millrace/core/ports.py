@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 from millrace.core.digest import Digest
 from millrace.core.names import AssetId, TableRef
@@ -154,6 +154,14 @@ class Context(Protocol):
 
     def stopping(self) -> bool:
         """Whether Ctrl-C or SIGTERM was seen: end at the next place from which one can resume."""
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A step kind that has something to do once its publish is made, like moving files that were taken."""
+
+    def settle(self, step: Step, ctx: Context) -> None:
+        """Do it. It is lost when the process dies before, so the next run's `fresh` and `stage` must see to it."""
 
 
 class StepKind(Protocol):

@@ -58,14 +58,50 @@ class Whole:
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
-    """Files taken: name to fingerprint (size, mtime, digest)."""
+class Taken:
+    """What was taken of one file: its beginning.
 
-    seen: Mapping[str, str] = field(default_factory=dict)
+    Attributes:
+        size: bytes, from the first on.
+        mtime: the file's time of change when it was read, in nanoseconds since 1970.
+        digest: SHA-256 of those bytes, in hexadecimal.
+        lines: lines that begin in them.
+        ended: whether the last of those lines was ended by a newline.
+        kept: whether a last line that was not ended became a row; False: it was set aside, and is taken again when
+            the file grows.
+        same: name of another file with this content: nothing was taken of this one.
+    """
+
+    size: int
+    mtime: int
+    digest: str
+    lines: int
+    ended: bool = True
+    kept: bool = True
+    same: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        found: dict[str, Any] = {"size": self.size, "mtime": self.mtime, "digest": self.digest, "lines": self.lines}
+        if not self.ended:
+            found |= {"ended": False, "kept": self.kept}
+        return found if self.same is None else {**found, "same": self.same}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Taken:
+        """Read what `to_json` wrote."""
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Files taken, by their name relative to the connection's folder."""
+
+    seen: Mapping[str, Taken] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the position as JSON types."""
-        return {"kind": "files", "seen": dict(self.seen)}
+        return {"kind": "files", "seen": {name: taken.to_json() for name, taken in self.seen.items()}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +138,7 @@ def position_from_json(data: Mapping[str, Any]) -> Position:
             digest = data.get("digest")
             return Whole(None if digest is None else Digest.from_json(digest), data.get("snapshot"))
         case "files":
-            return Files(dict(data["seen"]))
+            return Files({name: Taken.from_json(taken) for name, taken in data["seen"].items()})
         case "versions":
             return Versions(dict(data["inputs"]))
         case other:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from millrace.core.events import reach
 from millrace.core.names import AssetId, short_run
 from millrace.core.plan import Step
+from millrace.core.ports import Settling
 from millrace.core.staged import LedgerEntry, Staged
 from millrace.engine.records import DONE_PHASES, Phase, Status, StepRow, now
 from millrace.engine.session import Session, StepContext, Work, group_name
@@ -219,7 +220,18 @@ class Doors:
             reach("engine.after_publish")
             for work in members:
                 self.published(work, [entries[staged.asset] for staged in work.staged or () if staged.asset in entries])
+                self._settle(work, leases)
         reach("engine.done")
+
+    def _settle(self, work: Work, leases: Sequence[str]) -> None:
+        """Let a kind do what comes after its publish; that it failed undoes nothing, and is told."""
+        kind = self.session.kind(work.step)
+        if not isinstance(kind, Settling):
+            return
+        try:
+            kind.settle(work.step, StepContext(work, leases))
+        except MillraceError as error:
+            self.session.observer.say("left", str(error), work.step)
 
     def _publish_to(self, name: str, works: Sequence[Work]) -> Sequence[LedgerEntry]:
         target = self.session.targets[name]

@@ -20,6 +20,8 @@ from millrace.lake.prove import check_size, hashable
 from millrace.lake.quarantine import facts_of
 from millrace.lake.table import arrow_schema
 
+SOURCES = ("whole", "cursor", "files")
+"""Kinds of positions in a source, as opposed to versions of assets."""
 ATTEMPTS = 20  # commits of others that may come between; optimize or vacuum in a loop would be needed for more
 
 
@@ -242,7 +244,7 @@ def _entry(staged: Staged, proof: Proof, previous: Manifest | None) -> tuple[Led
     if replaces:
         rows, counts = staged.rows, Counts(inserted=staged.rows, deleted=max(known, 0))
         # all that the asset holds are files whose rows equal the source's
-        level = "table" if level == "transfer" and staged.position.to_json()["kind"] in ("whole", "cursor") else level
+        level = "table" if level == "transfer" and staged.position.to_json()["kind"] in SOURCES else level
     elif staged.how == "upsert":
         counts = Counts(**staged.detail["counts"])
         rows = known + counts.inserted - counts.deleted if known >= 0 else -1
@@ -278,12 +280,13 @@ def _source(staged: Staged, proof: Proof, previous: Manifest | None) -> Digest |
         before = previous.entry.digest
     if before is None or before.shape != read.shape or proof.digest is None:
         return None
+    record = staged.detail["quarantine"]
+    out = Digest.from_json(record["out"]) - Digest.from_json(record["out_fixes"])
     if staged.how != "upsert":
-        return before + read
+        return before + read - out
     # what was read takes the place of rows of the same keys: those that the merge replaced or left, less rows that
     # stood there fixed, and those that lay in quarantine
-    record, changes = staged.detail["quarantine"], Digest.from_json(staged.detail["changes"])
-    out = Digest.from_json(record["out"]) - Digest.from_json(record["out_fixes"])
+    changes = Digest.from_json(staged.detail["changes"])
     return before + read - changes + proof.digest - out
 
 

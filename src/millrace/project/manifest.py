@@ -80,19 +80,30 @@ class Owners(Part):
 
 
 class Connection(Part):
-    """A database outside the project, by URL; or a PostgreSQL that Millrace starts itself, for trying things out.
+    """A database or a folder of files outside the project; or a PostgreSQL that Millrace starts itself, to try out.
 
     Attributes:
+        path: the folder of a connection of type files, relative to the project.
         embedded: the embedded server's data folder, relative to the project.
     """
 
-    type: Literal["postgres"]
+    type: Literal["postgres", "files"]
     url: Annotated[Text, AfterValidator(_url)] | None = Field(default=None, repr=False)
     embedded: Text | None = None
+    path: Annotated[Text, AfterValidator(_referring)] | None = None
     ledger_schema: Text = "_millrace"
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Connection:
+        if self.type == "files":
+            for other in ("url", "embedded", "ledger_schema"):
+                if other in self.model_fields_set:
+                    raise wrong(f'{{}} is a folder of files: it has no "{other}"', at=other, key=True)
+            if self.path is None:
+                raise wrong('{} needs a "path"', hint="path: ./landing, the folder that the files come to")
+            return self
+        if self.path is not None:
+            raise wrong('{} is a database: it has no "path"', at="path", key=True)
         if self.url is None and self.embedded is None:
             raise wrong('{} needs a "url"', hint='url: "${env:NAME}"')
         if self.url is not None and self.embedded is not None:

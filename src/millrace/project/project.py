@@ -146,10 +146,25 @@ class Project:
             NotFound: the environment has no such connection, or it is embedded.
             ProjectError: a variable is not set; names it, the file and the environment.
         """
-        url = self.connection(name).url
+        found = self.connection(name)
+        url = found.url
+        if found.type == "files":
+            raise NotFound(f"connection {name} is a folder of files, not a database", where=MANIFEST)
         if url is None:
             raise NotFound(f"connection {name} is embedded: it has no URL of its own", where=MANIFEST)
         return self._resolve(url, ("connections", name, "url"), f"connection {name}", secret=True)
+
+    def folder_path(self, name: str) -> str:
+        """Return the folder of a connection to files, resolved and absolute.
+
+        Raises:
+            NotFound: the environment has no such connection, or it is a database.
+            ProjectError: a variable is not set.
+        """
+        path = self.connection(name).path
+        if path is None:
+            raise NotFound(f"connection {name} is a database, not a folder of files", where=MANIFEST)
+        return self._path(self._resolve(path, ("connections", name, "path"), f"connection {name}", secret=False))
 
     def lake_path(self) -> str | None:
         """Return the lake's folder, resolved and absolute; None: the environment has no lake.

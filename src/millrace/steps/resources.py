@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from millrace.core.ports import Target
 from millrace.postgres.reader import PostgresReader
+
+if TYPE_CHECKING:
+    from millrace.connectors.folder import FileFolder
 
 
 class Resources(Protocol):
@@ -22,6 +25,9 @@ class Resources(Protocol):
 
     def reader(self, connection: str) -> PostgresReader:
         """Open a connection's reader; its secrets are resolved now."""
+
+    def files(self, connection: str) -> FileFolder:
+        """Return a connection's folder."""
 
     def target(self, name: str) -> Target:
         """Return a target by name: `lake`, `warehouse`, `pages`, `connection:<name>`."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from millrace.core.names import AssetId, TableRef
 from millrace.core.ports import Mode
+from millrace.steps.landing import FilesSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +51,13 @@ class CopySpec(CopyOptions):
         source: name of the source connection in the runtime.
         table: the source table.
         asset: the ledger's key: `layer.name` in a lake or warehouse, `schema.table` in a PostgreSQL target.
+        files: how files become rows, where the source is a folder; the table is then a name only.
     """
 
     source: str
     table: TableRef
     asset: AssetId
+    files: FilesSpec | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON types."""
@@ -66,11 +69,13 @@ class CopySpec(CopyOptions):
     def from_json(cls, data: Mapping[str, Any]) -> CopySpec:
         """Read what `to_json` wrote; what else stands in a step's spec (its checks) is left to others."""
         known = {field.name for field in fields(cls)}
+        files = data.get("files")
         return cls(
             **{
                 **{name: value for name, value in data.items() if name in known},
                 "table": TableRef(**data["table"]),
                 "asset": AssetId(**data["asset"]),
                 "key": tuple(data["key"]),
+                "files": None if files is None else FilesSpec.from_json(files),
             }
         )

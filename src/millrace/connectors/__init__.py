@@ -1,0 +1,1 @@
+"""Sources that are no database: files in a folder."""
