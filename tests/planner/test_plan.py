@@ -76,6 +76,13 @@ def test_what_the_steps_know(plan):
         "kind": "upsert",
         "key": ["order_id"],
         "checks": {"not_null": [{"column": "order_id"}]},
+        "contract": {
+            "bad_rows": "block",
+            "max_bad": 0.001,
+            "new_columns": "evolve",
+            "type_changes": "evolve",
+            "place": "models/silver/orders.sql:1",
+        },
     }
     assert (model.inputs, model.target, model.dated) == ((AssetId("bronze", "orders"),), "lake", False)
     assert made["model:gold.top"].dated
@@ -140,6 +147,13 @@ tables:
 
 
 def test_without_dbt(plan):
+    # which rows an asset has is decided by bad_rows alone: the rest of a contract asks for no new load
+    for contract, moved in (("bad_rows: quarantine", True), ("bad_rows: block, max_bad: 0, new_columns: freeze", False)):
+        text = shop_db.replace(", where: 'true'", f", contract: {{{contract}}}")
+        assert changed(plan, {"copies/shop_db.yaml": text}) == ({"copy:bronze.customers"} if moved else set())
+    assert changed(plan, {"models/silver/orders.yaml": f"{described}contract: {{bad_rows: quarantine}}\n"}) == {
+        "model:silver.orders"
+    }
     made = plan({"dashboards/sales.yaml": None, "checks/all.yaml": None}, dbt=None)
     assert {step.kind for step in made.steps} == {"copy", "model"}
 
@@ -278,10 +292,10 @@ tables:
     ("file", "old", "new", "says"),
     [
         (
-            "copies/shop_db.yaml",
-            "{key: customer_id}",
-            "{key: customer_id, contract: {bad_rows: quarantine}}",
-            "a contract is not built",
+            "copies/edi.yaml",
+            "where: is_active}",
+            "where: is_active, contract: {bad_rows: quarantine}}",
+            "contracts of tables in a database are not built",
         ),
         (
             "copies/edi.yaml",

@@ -12,11 +12,19 @@ from typing import TYPE_CHECKING
 from millrace.core.names import AssetId
 from millrace.core.schema import Schema
 from millrace.duck.digest import types
-from millrace.duck.engine import Fragment, fill, listed, qualified, translated
+from millrace.duck.engine import Fragment, fill, identifier, listed, qualified, translated
 from millrace.duck.kinds import load_columns
 
 if TYPE_CHECKING:
     import duckdb
+
+
+FILE, ROW = "_millrace_file", "file_row_number"
+_PLAIN = "read_parquet([{files}], union_by_name = true, hive_partitioning = false)"
+_LOCATED = (
+    "read_parquet([{files}], union_by_name = true, hive_partitioning = false,"
+    " filename = '_millrace_file', file_row_number = true)"
+)
 
 
 def literal(text: str) -> Fragment:
@@ -31,6 +39,7 @@ def attach(
     schema: Schema,
     *,
     catalog: str = "memory",
+    located: bool = False,
 ) -> None:
     """Make the view `layer.name` over Parquet files; with no files it is empty, with the schema's types.
 
@@ -40,6 +49,7 @@ def attach(
         files: paths of all Parquet files of the asset's version.
         schema: the asset's columns.
         catalog: name of the connection's database; `memory` for one in memory.
+        located: the view also says where a row lies: FILE (path) and ROW (from 0).
 
     Raises:
         StepFailed: a file is missing, torn, or lacks a column.
@@ -47,11 +57,9 @@ def attach(
     name = qualified(catalog, asset.layer, asset.name)
     with translated(str(asset), f"reading {asset}"):
         if files:
-            source = fill(
-                "read_parquet([{files}], union_by_name = true, hive_partitioning = false)",
-                files=listed(literal(file) for file in files),
-            )
+            source = fill(_LOCATED if located else _PLAIN, files=listed(literal(file) for file in files))
             columns = load_columns(schema, types(connection, source), str(asset), own=False)
+            columns = listed([columns, identifier(FILE), identifier(ROW)]) if located else columns
             query = fill("select {columns} from {source}", columns=columns, source=source)
         else:
             query = fill("select {columns} where false", columns=load_columns(schema, [], str(asset), own=False))

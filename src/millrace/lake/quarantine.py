@@ -225,21 +225,26 @@ class Aside:
         self.moment = moment
         self._bad: list[pa.Table] = []
         self.gone: set[str] = set()
+        self.reopened: set[str] = set()
         self.whole = request.how in ("create", "replace")
         self._asked = self.whole
         self._state: pa.Table | None = None
         self._older: tuple[Manifest | None, pa.Table | None] | None = None
 
-    def add(self, bad: pa.Table, gone: Collection[str] = (), whole: bool = False) -> None:
+    def add(
+        self, bad: pa.Table, gone: Collection[str] = (), whole: bool = False, reopened: Collection[str] = ()
+    ) -> None:
         """Set rows aside.
 
         Args:
             bad: the asset's columns and those of SAID.
             gone: ids of older entries of an upsert whose keys the load settles.
             whole: the load has all rows of the source: older entries that are not among the bad rows are settled.
+            reopened: ids of replayed entries that are open again, because their fixed rows are bad now.
         """
         self._bad.append(fitted(bad, self.schema))
         self.gone |= set(gone)
+        self.reopened |= set(reopened)
         self.whole = self.whole or whole
         self._asked = True
 
@@ -383,7 +388,8 @@ class _Merge:
         rows = []
         for key, digest, place in zip(keys, digests, same, strict=True):
             if place is not None:
-                rows.append(known[place])
+                again = known[place][ENTRY] in self._aside.reopened
+                rows.append({**known[place], STATUS: "open", FIX: None} if again else known[place])
                 continue
             name = next(name for name in _names(str(request.asset), key, digest) if name not in taken)
             taken.add(name)

@@ -343,7 +343,9 @@ class LakeStage:
 
     # quarantine
 
-    def set_aside(self, bad: pa.Table, *, gone: Collection[str] = (), whole: bool = False) -> None:
+    def set_aside(
+        self, bad: pa.Table, *, gone: Collection[str] = (), whole: bool = False, reopened: Collection[str] = ()
+    ) -> None:
         """Keep rows out of the asset: they go to its quarantine, visible with this load. May be called several times.
 
         Their digests count in the proof as if they were in the files. In a load that creates or replaces the asset,
@@ -355,11 +357,12 @@ class LakeStage:
                 `_millrace_rule`, `_millrace_column`, `_millrace_source`, `_millrace_bytes`.
             gone: ids of older entries of an upsert whose keys the load settles.
             whole: an upsert of all rows of the source.
+            reopened: ids of replayed entries whose fixed rows do not stand any more.
 
         Raises:
             ContractBroken: the columns do not fit.
         """
-        self._aside.add(bad, gone, whole)
+        self._aside.add(bad, gone, whole, reopened)
 
     def put_state(self, state: pa.Table) -> None:
         """Take a complete quarantine, in which entries of the published one have another status."""
@@ -374,6 +377,13 @@ class LakeStage:
         if self._settled is None:
             self._settled = self._aside.settle()
         return self._settled[1]
+
+    def files(self) -> dict[SegmentId, list[Path]]:
+        """Return the files written so far, by segment."""
+        found: dict[SegmentId, list[Path]] = {}
+        for file in self._files:
+            found.setdefault(file["segment"], []).append(self._folder.path / file["name"])
+        return found
 
     # closing
 

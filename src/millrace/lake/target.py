@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace as changed
 from datetime import timedelta
 from pathlib import Path
@@ -185,6 +185,7 @@ class LakeTarget:
         """Stage an upsert: the files that a real change touches are rewritten, the others stay.
 
         Args:
+        reopened: Collection[str] = (),
             request: its `how` does not matter; upon base 0 the changes become the table.
             changes: Parquet files with the asset's columns, in the Arrow types of `lake.table.arrow_schema`; one row
                 a key. Columns of the lake's own are ignored.
@@ -200,6 +201,7 @@ class LakeTarget:
         Raises:
             KeyInvalid: no key, a null in one, or the same key twice.
             ContractBroken: the columns are not those of the table.
+            reopened: ids of replayed entries whose fixed rows do not stand any more.
             SeqMoved: the table is not at the request's base.
             GuardRefused: something else than Millrace wrote into the table.
         """
@@ -224,7 +226,7 @@ class LakeTarget:
             )
         check_foreign(folder, request.asset, snapshot, manifest)
         with tempfile.TemporaryDirectory(prefix="millrace-") as scratch:
-            more = self._aside(folder, stage, manifest, bad, [*files, *keys], sql, whole, Path(scratch))
+            more = self._aside(folder, stage, manifest, bad, [*files, *keys], sql, whole, reopened, Path(scratch))
             files, keys = [*files, *more[0]], [*keys, *more[1]]
             return Upsert(folder, stage, snapshot, files, keys, sql).run(position, expected or {}, detail or {})
 
@@ -241,6 +243,7 @@ class LakeTarget:
     ) -> tuple[list[str], list[str]]:
         """Set the bad rows of an upsert aside and settle older entries; returns further changes and keys to delete."""
         older = stage.quarantined()
+        reopened: Collection[str],
         if older is None and (bad is None or not bad.num_rows):
             return [], []
         schema = stage.request.schema
@@ -248,7 +251,7 @@ class LakeTarget:
         gone = []
         if older is not None and manifest.quarantine is not None:
             gone = settled(sql, folder.quarantine / manifest.quarantine["file"], files, schema.key)
-        stage.set_aside(bad, gone=gone, whole=whole)
+        stage.set_aside(bad, gone=gone, whole=whole, reopened=reopened)
         return write_aside(sql, scratch, quarantine.fitted(bad, schema), stage.settle(), files, schema)
 
     def changes(self, asset: AssetId, since: int) -> list[Change] | None:

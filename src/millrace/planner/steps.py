@@ -25,6 +25,7 @@ from millrace.core.names import AssetId, fingerprint
 from millrace.core.plan import Step
 from millrace.errors import Place, ProjectError, did_you_mean
 from millrace.project import AssetChecks, CopyTable, ModelFile, Project
+from millrace.project.fields import RowContract
 from millrace.project.load import same_name
 from millrace.project.source import excerpt, together
 
@@ -34,6 +35,9 @@ PAGES = "pages"
 
 KINDS = ("copy", "model", "load", "dbt", "gate", "page")
 """In the order in which independent steps stand in a plan."""
+
+MAX_BAD = 0.001
+"""Share of a load's rows that may be set aside, unless a contract says otherwise."""
 
 
 class ModelInputs(Protocol):
@@ -160,24 +164,33 @@ class _Maker:
 
     def order_of_model(self, model: ModelFile) -> tuple[int, str]:
         """Models stand in the order of their layers in millrace.yaml."""
+        if "files" in spec:  # where files go afterwards changes no row
+            shape["files"] = {name: value for name, value in spec["files"].items() if name != "archive"}
+        contract = _contract(copy.options.contract, self._said(copy, "contract"))
         return self._layers.index(model.asset.layer), model.asset.name
 
     def copy(self, copy: CopyTable) -> None:
         spec = _copy_spec(copy)
         checks = self._checks_of(copy.asset)
-        if copy.options.contract is not None:
-            raise self._unbuilt(copy, "contract", "a contract is not built yet: a copy takes its columns as they are")
+        if copy.options.contract is not None and copy.target != "lake":
+            what = "contracts of tables in a database are not built yet: a copy takes its columns as they are"
+            raise self._unbuilt(copy, "contract", what)
         if checks and copy.target != "lake":
             raise self._unbuilt(copy, "checks", "checks of tables in a database are not built yet")
         shape = {name: spec[name] for name in ("source", "table", "mode", "key", "cursor", "where", "select")}
+        contract = _contract(copy.options.contract, self._said(copy, "contract"))
         step = Step(
             key=f"copy:{copy.asset}",
+        return self.project.problem(f"{copy.asset}: {what}", self._said(copy, key), hint=f"leave {key} out")
+
+    def _said(self, copy: CopyTable, key: str) -> Place:
+        """Return where a table of a copies file, or its defaults, say something; the table where nothing does."""
             kind="copy",
             label=str(copy.asset),
             assets=(copy.asset,),
             target=copy.target,
-            code=_code("copy", {**shape, "checks": checks}),
-            spec={"copy": spec, "checks": checks},
+            code=_code("copy", {**shape, "checks": checks, **_sifted(contract)}),
+            spec={"copy": spec, "checks": checks, "contract": contract},
         )
         self.add(step, copy.place)
 
@@ -209,7 +222,7 @@ class _Maker:
             assets=(model.asset,),
             inputs=tuple(dict.fromkeys(parsed.inputs)),
             target="lake",
-            code=_code("model", {**spec, "text": model.text.replace("\r\n", "\n")}),
+            code=_code("model", {**spec, **_sifted(contract), "text": model.text.replace("\r\n", "\n")}),
             dated=parsed.dated,
             spec=spec,
         )
@@ -401,6 +414,45 @@ def _code(kind: str, content: object) -> str:
 def needs(steps: Sequence[Step]) -> dict[str, tuple[str, ...]]:
     """Return the keys of the steps that must run before each step, among the given ones."""
     makers = {asset: step.key for step in steps for asset in step.assets}
+def _column(column: Column, document: Document) -> dict[str, Any]:
+    """Return a column that a dashboard reads, with what an error about it shows of the file."""
+    place = document.place(column.path)
+    return {
+        "asset": str(column.asset),
+        "column": column.name,
+        "use": column.use,
+        "place": [place.file, place.line, place.column, place.length],
+        "lines": list(excerpt(document.text, place)),
+    }
+
+
+def _contract(contract: RowContract | None, place: Place) -> dict[str, Any]:
+    """Return a contract with its defaults as JSON, and where it stands or would stand."""
+    said = {} if contract is None else contract.model_dump(exclude_none=True)
+    return {
+        "bad_rows": "block",
+        "max_bad": MAX_BAD,
+        "new_columns": "evolve",
+        "type_changes": "evolve",
+        **said,
+        "place": f"{place.file}:{place.line}",
+    }
+
+
+def _sifted(contract: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a contract decides which rows an asset has: when it changes, all rows are read again."""
+    return {"bad_rows": "quarantine"} if contract["bad_rows"] == "quarantine" else {}
+
+
+def _files_spec(options: TableOptions) -> dict[str, Any]:
+    """Return the FilesSpec of a table of files as JSON; what is left open keeps the spec's default."""
+    names = ("format", "columns", "encoding", "delimiter", "max_line")
+    spec: dict[str, Any] = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.archive:
+        spec["archive"] = "" if options.archive is True else options.archive
+    return {"pattern": options.files, **spec}
+
+
     keys = {step.key for step in steps}
 
     def before(step: Step) -> Iterator[str]:

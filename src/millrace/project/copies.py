@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from millrace.project.checks import CheckSet
-from millrace.project.fields import Part, Positive, Share, Text, Texts, or_empty, unbuilt
+from millrace.project.fields import Part, Positive, RowContract, Share, Text
+, Texts, or_empty, unbuilt
 
 _MODES = ("full", "incremental", "append")
 _mode = unbuilt(
@@ -26,13 +27,23 @@ CopyMode = Annotated[
 ]
 
 
-class Contract(Part):
-    """What may change in a source, and what becomes of rows that do not fit."""
+_LATER = ("discard", "quarantine")
+_change = unbuilt({word: f"a contract's {word} of columns is not built yet: use evolve or freeze" for word in _LATER})
+Change = Annotated[
+    Literal["evolve", "freeze"], BeforeValidator(_change, json_schema_input_type=Literal["evolve", "freeze"])
+]
 
-    new_columns: Literal["evolve", "freeze", "discard", "quarantine"] | None = None
-    type_changes: Literal["evolve", "freeze", "discard", "quarantine"] | None = None
-    bad_rows: Literal["quarantine", "block"] | None = None
-    max_bad: Share | None = None
+
+class Contract(RowContract):
+    """What may change in a source, and what becomes of rows that do not fit.
+
+    Attributes:
+        new_columns: columns that come, go or are renamed: `evolve` takes them as they are, `freeze` stops the copy.
+        type_changes: the same for types.
+    """
+
+    new_columns: Change | None = None
+    type_changes: Change | None = None
 
 
 class TableOptions(Part):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
@@ -81,6 +81,18 @@ Count = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
 Duration = Annotated[Text, AfterValidator(_duration)]
 """`30s`, `5m`, `2h`, `7d`."""
+
+
+class RowContract(Part):
+    """What becomes of rows that break a row rule (`not_null`, `between`, `in_set`, `expression`) that blocks.
+
+    Attributes:
+        bad_rows: `block`: they stop the publish; `quarantine`: they are set aside.
+        max_bad: share of a load's rows that may be set aside; up to 10 rows may be anyway, unless it is 0.
+    """
+
+    bad_rows: Literal["quarantine", "block"] | None = None
+    max_bad: Share | None = None
 
 
 def or_empty(value: Any) -> Any:

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, model_validator
 
 from millrace.project.checks import CheckSet
-from millrace.project.fields import Part, Text, Texts, unbuilt, wrong
+from millrace.project.fields import Part, RowContract, Text, Texts, unbuilt, wrong
 
 _kind = unbuilt({"interval": '"kind" interval is not built yet: use full or upsert'})
 
 
 class ModelOptions(Part):
-    """Kind, key, partitions, description and checks of a model."""
+    """Kind, key, partitions, description, contract and checks of a model."""
 
     kind: Annotated[
         Literal["full", "upsert"], BeforeValidator(_kind, json_schema_input_type=Literal["full", "upsert"])
@@ -21,6 +21,7 @@ class ModelOptions(Part):
     key: Texts | None = None
     partitions: Texts | None = None
     description: Text | None = None
+    contract: RowContract | None = None
     checks: CheckSet | None = None
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ relationships are one query each; samples are only fetched for what failed.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlglot import exp
@@ -103,6 +103,36 @@ def enforce(results: Sequence[CheckResult], last_good: str | None = None) -> Non
     raise GateFailed(what, where=f"check {failed[0].name}" if len(failed) == 1 else None, detail=detail)
 
 
+def reason(rule: RowRule, row: Mapping[str, Any]) -> str:
+    """Return why a row breaks a rule, in one sentence: `amount is -12.50, must be in 0 … 1,000,000`.
+
+    Args:
+        rule: a rule that the row breaks.
+        row: its values by column.
+    """
+    values = {name.lower(): value for name, value in row.items()}
+    match rule:
+        case NotNull():
+            return f"{rule.column} is null"
+        case Between():
+            if rule.low is None or rule.high is None:
+                wanted = f"at most {_bound(rule.high)}" if rule.low is None else f"at least {_bound(rule.low)}"
+            else:
+                wanted = f"in {_bound(rule.low)} … {_bound(rule.high)}"
+            return f"{rule.column} is {_value(values.get(rule.column.lower()))}, must be {wanted}"
+        case InSet():
+            return f"{rule.column} is {_value(values.get(rule.column.lower()))}, must be {_listed(rule)}"
+        case Expression():
+            about = [name for name in sql.columns_of(rule) if name.lower() in values]
+            told = ", ".join(f"{name} {_value(values[name.lower()])}" for name in about)
+            return f"{rule.label or rule.sql} does not hold" + (f": {told}" if told else "")
+
+
+def _listed(rule: InSet) -> str:
+    values = [str(value) for value in rule.values]
+    return ", ".join(values if len(values) <= 6 else [*values[:5], f"… ({len(values)} values)"])
+
+
 def _by_name(asset: AssetId) -> tuple[str, str]:
     return (asset.layer, asset.name)
 
@@ -183,9 +213,7 @@ class _Runner:
             case Between():
                 detail = f"{subject} {_have(failing)} {rule.column} {_range(rule.low, rule.high)}"
             case InSet():
-                values = [str(value) for value in rule.values]
-                listed = ", ".join(values if len(values) <= 6 else [*values[:5], f"… ({len(values)} values)"])
-                detail = f"{subject} {_have(failing)} {rule.column} outside {listed}"
+                detail = f"{subject} {_have(failing)} {rule.column} outside {_listed(rule)}"
             case Expression():
                 detail = f"{subject} {'breaks' if failing == 1 else 'break'} {rule.label or rule.sql}"
         return _made(rule, not failing, failing, detail, self.sample(rule) if failing else ())

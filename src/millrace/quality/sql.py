@@ -15,7 +15,7 @@ from sqlglot.errors import SqlglotError
 
 from millrace.core.names import AssetId
 from millrace.errors import NotFound, ProjectError, did_you_mean
-from millrace.quality.rules import Between, Expression, InSet, NotNull, Relationship, RowRule, Scalar, Unique
+from millrace.quality.rules import Between, Expression, InSet, NotNull, Relationship, RowRule, Rule, Scalar, Unique
 
 DIALECT = "duckdb"
 SAMPLE_ROWS = 5
@@ -171,6 +171,12 @@ def parse_expression(rule: Expression, table: Table) -> exp.Expr:
     return found.transform(_with_time, rule, table)
 
 
+def columns_of(rule: Expression) -> list[str]:
+    """Return the columns that an author's SQL boolean names, in its order, each once."""
+    found = sqlglot.parse_one(rule.sql, read=DIALECT).find_all(exp.Column)
+    return list(dict.fromkeys(named.name for named in found))
+
+
 def _with_time(node: exp.Expr, rule: Expression, table: Table) -> exp.Expr:
     """Put the run's logical time in the place of `$now` and `$today`, and refuse the clock and other parameters."""
     if isinstance(node, exp.Placeholder):
@@ -194,6 +200,40 @@ def is_aggregate(expression: exp.Expr) -> bool:
         not isinstance(found.parent, exp.Window) and found.find_ancestor(exp.Query) is None
         for found in expression.find_all(exp.AggFunc)
     )
+
+
+def quarantining(rules: Sequence[Rule], table: Table) -> tuple[RowRule, ...]:
+    """Return the blocking rules that a row breaks all by itself, so that it can be set aside alone.
+
+    An expression with an aggregate, a window or a query speaks about other rows too.
+
+    Raises:
+        NotFound, ProjectError: as `broken`.
+    """
+    found: list[RowRule] = []
+    for rule in rules:
+        match rule:
+            case NotNull() | Between() | InSet() if rule.severity == "block":
+                found.append(rule)
+            case Expression() if rule.severity == "block":
+                parsed = parse_expression(rule, table)
+                if not is_aggregate(parsed) and not list(parsed.find_all(exp.Window, exp.Query)):
+                    found.append(rule)
+    return tuple(found)
+
+
+def count_broken(rules: Sequence[RowRule], table: Table) -> str:
+    """Return the query for (rows, rows that break at least one of some rules)."""
+    any_broken = exp.or_(*(broken(rule, table) for rule in rules))
+    return scan([count_where(), count_where(any_broken)], table)
+
+
+def broken_rows(rules: Sequence[RowRule], table: Table, shown: Sequence[str]) -> str:
+    """Return the query for the rows that break at least one of some rules: columns, then for each rule whether."""
+    conditions = [broken(rule, table) for rule in rules]
+    flags = [exp.Coalesce(this=exp.paren(found.copy()), expressions=[exp.false()]) for found in conditions]
+    query = exp.select(*(column(name) for name in shown), *flags).from_(table.source())
+    return text(query.where(exp.or_(*conditions)).order_by(*(column(name) for name in shown)))
 
 
 def count_where(condition: exp.Expr | None = None) -> exp.Expr:

@@ -50,13 +50,13 @@ def enforce_checks(
     now = dt.datetime.fromisoformat(ctx.logical_time)
     results = run_checks(rules, query, relation, key=key, now=now, relations=relations)
     ctx.report.checks(results)
-    enforce(results, None if last_good is None else _local(last_good))
+    enforce(results, None if last_good is None else local_time(last_good))
     if results:
         ctx.report.note(f"score {score(results):.3f}")
     return results
 
 
-def _local(time: str) -> str:
+def local_time(time: str) -> str:
     """Return a time of the ledger as people read it: to the minute, in their zone."""
     return dt.datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M")
 
@@ -90,7 +90,7 @@ def check_lake_stage(
         inputs.attach(connection, staged.asset, lake.staged_files(staged), staged.schema)
         _check_key(connection, staged, where)
         entry = lake.ledger(staged.asset)
-        return enforce_checks(
+        results = enforce_checks(
             spec,
             staged.asset,
             querying(connection, where),
@@ -100,8 +100,17 @@ def check_lake_stage(
             relations=other,
             last_good=entry.time if entry else None,
         )
+        if told := set_aside(staged.detail.get("quarantine")):
+            ctx.report.note(told)
+        return results
     finally:
         connection.close()
+
+
+def set_aside(record: Mapping[str, Any] | None) -> str | None:
+    """Return the sentence about what a load set aside, like `17 rows → quarantine`; None when it was nothing."""
+    count = 0 if record is None else int(record["rows"])
+    return f"{count:,} {'row' if count == 1 else 'rows'} → quarantine" if count else None
 
 
 def _check_key(connection: duckdb.DuckDBPyConnection, staged: Staged, where: str) -> None:

@@ -29,6 +29,7 @@ from millrace.errors import NotFound
 from millrace.lake.target import LakeTarget
 from millrace.steps.checking import check_lake_stage
 from millrace.steps.resources import Resources
+from millrace.steps.sieve import Sieve, sieve_of
 from millrace.steps.versions import judge, pinned
 from millrace.transform.sql_model import KeyFilter, SqlModel, parse_model, restrict
 from millrace.transform.sql_run import ModelResult, run_model
@@ -59,6 +60,10 @@ class _Work:
     @property
     def key(self) -> tuple[str, ...]:
         return tuple(self.step.spec["key"])
+
+    @property
+    def sieve(self) -> Sieve | None:
+        return sieve_of(self.step, self.asset, self.key, self.ctx, self.entry)
 
     def request(self, schema: Schema, how: str) -> StageRequest:
         return StageRequest(
@@ -137,11 +142,13 @@ def _stage_whole(work: _Work) -> Staged:
     keys = views.keys(work.connection, KEYS, old, work.key) if old else None
     result = run_model(work.connection, work.model, parameters(work.ctx.logical_time), key=work.key)
     if upsert and _same_columns(work, result.schema):
-        return _upsert(work, result, keys)
+        return _upsert(work, result, keys, whole=True)
     stage = work.lake.open_stage(work.request(result.schema, "replace" if work.entry else "create"))
     stage.drop(stage.done())  # a model's rows are not read from a source that could be compared with what is left
     counted = Counting(result, work.ctx)
     stage.write(Segment.whole(), counted.reader())
+    if (sieve := work.sieve) is not None:
+        sieve.stage(work.connection, stage)
     return stage.close(Versions(work.inputs), {Segment.whole().id: counted.digest})
 
 
@@ -183,13 +190,14 @@ def _stage_changes(work: _Work, filters: dict[AssetId, KeyFilter]) -> Staged:
     return _upsert(work, result, Fragment(next(iter(filters.values())).relation))
 
 
-def _upsert(work: _Work, result: ModelResult, keys: Fragment | None) -> Staged:
+def _upsert(work: _Work, result: ModelResult, keys: Fragment | None, *, whole: bool = False) -> Staged:
     """Stage an upsert of the result; the rows of `keys` that the result lacks are deleted.
 
     Args:
         work: the staging.
         result: rows to insert or update.
         keys: name of a relation of keys that are settled by the result, or None.
+        whole: the result is of all keys there are.
     """
     import pyarrow.parquet as pq
 
@@ -202,6 +210,11 @@ def _upsert(work: _Work, result: ModelResult, keys: Fragment | None) -> Staged:
     with pq.ParquetWriter(changes, schema) as writer:
         for batch in counted.reader():
             writer.write_batch(conform(batch, schema, 0, 0, str(work.asset)))
+    bad: pa.Table | None = None
+    reopened: list[str] = []
+    if (sieve := work.sieve) is not None:
+        older = work.lake.quarantine(work.asset)
+        bad, reopened = sieve.changes(work.connection, [changes], result.schema, older)
     gone: list[Path] = []
     if keys is not None:
         _write_deletes(work, keys, changes, deletes)
@@ -214,6 +227,9 @@ def _upsert(work: _Work, result: ModelResult, keys: Fragment | None) -> Staged:
         position=Versions(work.inputs),
         expected={Segment.whole().id: counted.digest},
         deletes=gone,
+        bad=bad,
+        whole=whole,
+        reopened=reopened,
     )
 
 

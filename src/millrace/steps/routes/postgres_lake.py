@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
@@ -27,10 +27,15 @@ from millrace.postgres.newest import left_out, newest, told
 from millrace.postgres.reader import PostgresReader, PostgresSnapshot
 from millrace.postgres.session import translated
 from millrace.postgres.source import Source, author_select
+from millrace.steps.contracts import check_columns
 from millrace.steps.routes.parquet import Export, Folder
+from millrace.steps.sieve import Sieve, sieve_of
 from millrace.steps.spec import CopySpec
 
 if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
     from millrace.lake.stage import LakeStage
     from millrace.lake.target import LakeTarget
 
@@ -74,12 +79,17 @@ class Work:
 
 
 def _look(
-    spec: CopySpec, reader: PostgresReader, target: LakeTarget, snap: PostgresSnapshot, entry: LedgerEntry | None
+    spec: CopySpec,
+    reader: PostgresReader,
+    target: LakeTarget,
+    snap: PostgresSnapshot,
+    entry: LedgerEntry | None,
+    contract: Mapping[str, Any],
 ) -> Work:
     """Decide what a run has to read, and how it will be applied.
 
     Raises:
-        KeyInvalid, NotFound, UsageError: what would also stop the run.
+        ContractBroken, KeyInvalid, NotFound, UsageError: what would also stop the run.
     """
     source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
     key = spec.key or source.key
@@ -93,9 +103,11 @@ def _look(
     work = Work(source, source, source.schema(key), "replace", None, "the source changed", entry)
     if entry is None:
         return replace(work, how="create", reason="never published")
+    old = target.schema(spec.asset)
+    check_columns(spec.asset, contract, entry, old, work.schema)
     if spec.full_refresh:
         return replace(work, reason="full refresh")
-    if not _same_columns(target.schema(spec.asset), work.schema):
+    if not _same_columns(old, work.schema):
         return replace(work, reason="the columns changed")
     if spec.mode == "full":
         return work
@@ -117,17 +129,19 @@ def _whole_digest(reader: PostgresReader, source: Source, snap: PostgresSnapshot
     return reader.digest(source, [segment], snap)[segment.id]
 
 
-def fresh(spec: CopySpec, reader: PostgresReader, target: LakeTarget) -> Freshness:
+def fresh(
+    spec: CopySpec, reader: PostgresReader, target: LakeTarget, contract: Mapping[str, Any] | None = None
+) -> Freshness:
     """Say whether the source is still what the ledger's position says, and what a run would do.
 
     Raises:
-        KeyInvalid, NotFound, PermissionMissing, UsageError: what would also stop the run.
+        ContractBroken, KeyInvalid, NotFound, PermissionMissing, UsageError: what would also stop the run.
     """
     _require()
     # before the snapshot: a publish in between then moves the seq, and an older snapshot cannot replace a newer one
     entry = target.ledger(spec.asset)
     with reader.snapshot() as snap:
-        work = _look(spec, reader, target, snap, entry)
+        work = _look(spec, reader, target, snap, entry, contract or {})
         rows: int | None = None
         if work.since is not None:
             found = _whole_digest(reader, work.source, snap)
@@ -156,7 +170,8 @@ def stage(spec: CopySpec, reader: PostgresReader, target: LakeTarget, step: Step
     """Bring the rows into files that no reader looks at yet.
 
     Raises:
-        ContractBroken: rows that Arrow or Delta cannot hold; names columns, how many and examples.
+        ContractBroken: rows that Arrow or Delta cannot hold; names columns, how many and examples. Or columns changed
+            that the contract freezes, or more rows break it than it allows.
         KeyInvalid: no key, a null in it, or the same key twice.
         GuardRefused: the target would lose more rows than `max_delete` allows, or is not ours.
         Interrupted: Ctrl-C; what was staged whole is kept.
@@ -165,7 +180,7 @@ def stage(spec: CopySpec, reader: PostgresReader, target: LakeTarget, step: Step
     # before the snapshot: a publish in between then moves the seq, and an older snapshot cannot replace a newer one
     entry = target.ledger(spec.asset)
     with reader.snapshot() as snap:
-        work = _look(spec, reader, target, snap, entry)
+        work = _look(spec, reader, target, snap, entry, step.spec.get("contract") or {})
         source = _keyed(spec, work, snap, ctx)
         position = _position(spec, reader, work, snap)
         request = StageRequest(
@@ -181,14 +196,25 @@ def stage(spec: CopySpec, reader: PostgresReader, target: LakeTarget, step: Step
             date=ctx.logical_time[:10] if step.dated else None,
         )
         opened = target.open_stage(request, replace=spec.replace)
+        sieve = sieve_of(step, spec.asset, work.schema.key, ctx, work.entry)
         if work.how == "upsert":
-            return (_merge(spec, reader, target, request, opened, work, source, position, snap, ctx),)
+            return (_merge(spec, reader, target, request, opened, work, source, position, snap, ctx, sieve),)
         expected = _fill(spec, reader, opened, source, snap, ctx)
         total = Digest.sum(expected.values(), work.schema.shape)
         _check_count(spec, total.rows, source, snap)
         if work.how == "replace":
             _guard_deletes(spec, work.entry, total.rows)
+        if sieve is not None:
+            with _engine(ctx) as engine:
+                sieve.stage(engine, opened)
         return (opened.close(_filled(position, total), expected),)
+
+
+def _engine(ctx: Context) -> contextlib.closing[duckdb.DuckDBPyConnection]:
+    """Return a connection of the embedded engine with little memory, to be closed."""
+    from millrace.duck.engine import connect
+
+    return contextlib.closing(connect(memory_limit=MERGE_MEMORY, scratch=ctx.scratch() / "spill"))
 
 
 def _position(spec: CopySpec, reader: PostgresReader, work: Work, snap: PostgresSnapshot) -> Position:
@@ -248,10 +274,9 @@ def _merge(
     position: Position,
     snap: PostgresSnapshot,
     ctx: Context,
+    sieve: Sieve | None,
 ) -> Staged:
     """Bring the changed rows into a private folder and merge them by key."""
-    from millrace.duck.engine import connect
-
     everything = work.since is None
     segments = _parts(spec, reader, source, snap) if everything else [Segment("changes", "changes")]
     ctx.report.total(sum(segment.rows for segment in segments) or None)
@@ -263,9 +288,20 @@ def _merge(
     elif spec.count is not None:
         ctx.report.note("the count query is compared only when everything is read")
     try:
-        with contextlib.closing(connect(memory_limit=MERGE_MEMORY, scratch=ctx.scratch() / "spill")) as engine:
+        with _engine(ctx) as engine:
+            bad: pa.Table | None = None
+            reopened: list[str] = []
+            if sieve is not None:
+                bad, reopened = sieve.changes(engine, folder.files, work.schema, opened.quarantined())
             return target.upsert(
-                request, folder.files, work.schema, engine, position=_filled(position, total), expected=expected
+                request,
+                folder.files,
+                work.schema,
+                engine,
+                position=_filled(position, total),
+                expected=expected,
+                bad=bad,
+                reopened=reopened,
             )
     finally:
         for path in folder.files:

@@ -1,0 +1,235 @@
+"""Bad rows of copies and models in a real project: set aside with their reason, counted, fixed, replayed, dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from millrace.app import open_house
+from millrace.core.names import AssetId
+from millrace.engine.records import RunResult
+from millrace.lake.quarantine import Entry
+from millrace.lake.target import LakeTarget
+
+BRONZE, SILVER = AssetId("bronze", "orders"), AssetId("silver", "orders")
+MANIFEST = """
+version: 1
+name: shop
+layers: {bronze: lake, silver: lake}
+environments:
+  dev:
+    connections: {shop_db: {type: postgres, url: "${env:SHOP_DB_URL}"}}
+    lake: ./lake
+"""
+COPIES = """
+from: shop_db
+to: bronze
+tables:
+  orders:
+    mode: %s
+    contract: {bad_rows: quarantine%s}
+    checks: {between: {amount: [0, 1000000]}, in_set: {status: [paid, open]}, not_null: [customer], row_count: {min: 1}}
+"""
+ORDERS = """
+create table orders (order_id bigint primary key, customer text, amount numeric(12,2), status text not null,
+  updated_at timestamptz not null);
+insert into orders select i, 'c' || i %% 7, i, 'paid', '2026-01-01'::timestamptz + i * interval '1 s'
+  from generate_series(1, %d) i;
+update orders set amount = -12.50, status = 'lost' where order_id = 17;
+update orders set customer = null where order_id = 40;
+"""
+MODES = {"incremental": "incremental\n    cursor: updated_at", "full": "full"}
+
+
+class Shop:
+    """A project over one table, run in this process."""
+
+    def __init__(self, folder: Path, url: str, rows: int = 200) -> None:
+        self.folder = folder
+        self.lake = LakeTarget(folder / "lake")
+        self.source = psycopg.connect(url, autocommit=True)
+        self.source.execute(ORDERS % rows)  # type: ignore[call-overload]
+        self.write("millrace.yaml", MANIFEST)
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+
+    def copies(self, mode: str, contract: str = "") -> None:
+        self.write("copies/shop_db.yaml", COPIES % (MODES[mode], contract))
+
+    def execute(self, text: str) -> None:
+        self.source.execute(text)  # type: ignore[call-overload]
+
+    def touch(self, change: str, where: str) -> None:
+        """Change rows as their application does: with a new time."""
+        self.execute(f"update orders set {change}, updated_at = now() where {where}")
+
+    def run(self, **options: Any) -> RunResult:
+        with open_house(self.folder, **options) as house:
+            return house.run(house.plan(), show_as="silent")
+
+    def ids(self, asset: AssetId = BRONZE) -> set[int]:
+        with open_house(self.folder) as house:
+            return {row[0] for row in house.query(f"select order_id from {asset}", 1_000).rows}
+
+    def amount(self, order: int, asset: AssetId = BRONZE) -> list[str]:
+        with open_house(self.folder) as house:
+            return [str(row[0]) for row in house.query(f"select amount from {asset} where order_id = {order}", 9).rows]
+
+    def entries(self, asset: AssetId = BRONZE) -> dict[str | None, Entry]:
+        return {entry.key["order_id"]: entry for entry in self.lake.entries(asset)}
+
+    def statuses(self, asset: AssetId = BRONZE) -> dict[str | None, str]:
+        return {key: entry.status for key, entry in self.entries(asset).items()}
+
+
+@pytest.fixture
+def shop(db18: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    monkeypatch.setenv("SHOP_DB_URL", db18)
+    found = Shop(tmp_path, db18)
+    yield found
+    found.source.close()
+
+
+ALL = set(range(1, 201))
+
+
+@pytest.mark.parametrize("mode", ["full", "incremental"])
+def test_bad_rows_of_a_copy_are_set_aside(shop: Shop, mode: str) -> None:
+    shop.copies(mode)
+    (step,) = shop.run().steps
+    assert (step.status, step.message, step.error) == ("published", "2 rows → quarantine", None)
+    assert shop.ids() == ALL - {17, 40}
+    bad = shop.entries()
+    assert bad["17"].reason == "amount is -12.50, must be in 0 … 1,000,000; status is lost, must be paid, open"
+    assert (bad["17"].rule, bad["17"].column) == ("between(amount)", "amount")
+    assert bad["40"].reason == "customer is null"
+    balance = shop.lake.balance(BRONZE)
+    assert (balance.source, balance.asset, balance.open, balance.agree) == (200, 198, 2, True)
+    (entry,) = step.entries
+    assert (entry.quarantined, entry.rows) == (2, 198)
+    assert all(check.passed for check in step.checks)
+    assert shop.run()["copy:bronze.orders"].status == "fresh", "a run with rows in quarantine is followed by a no-op"
+
+
+@pytest.mark.parametrize("mode", ["full", "incremental"])
+def test_sources_that_change_settle_their_entries(shop: Shop, mode: str) -> None:
+    shop.copies(mode)
+    shop.run()
+    first = shop.entries()
+    shop.touch("amount = 1", "order_id = 3")
+    shop.run()
+    assert {key: entry.id for key, entry in shop.entries().items()} == {key: entry.id for key, entry in first.items()}
+    shop.touch("amount = 17, status = 'paid'", "order_id = 17")
+    shop.touch("amount = -5", "order_id = 5")
+    shop.run()
+    assert shop.ids() == ALL - {5, 40}, "the good old version of 5 goes, or a full load would differ"
+    assert shop.statuses() == {"5": "open", "40": "open"}
+    assert shop.lake.balance(BRONZE).agree
+    shop.run(full_refresh=True)
+    assert (shop.ids(), shop.statuses()) == (ALL - {5, 40}, {"5": "open", "40": "open"})
+    assert shop.entries()["40"].id == first["40"].id
+
+
+def test_too_many_bad_rows_stop_the_publish(shop: Shop) -> None:
+    shop.copies("incremental")
+    shop.run()
+    shop.touch("amount = -1", "order_id between 50 and 60")
+    result = shop.run()
+    (error,) = result.errors
+    text = str(error)
+    assert "bronze.orders was not published: 11 of 12 rows broke the contract and max_bad is 0.001 (10 rows)" in text
+    assert "amount -1.00 (order_id 50)" in text
+    assert text.count("(order_id 5") == 3, "three examples"
+    assert "the last good version (" in text
+    assert "copies/shop_db.yaml:8" in text
+    assert shop.ids() == ALL - {17, 40}
+    shop.copies("incremental", ", max_bad: 1")
+    assert shop.run().exit_code == 0, "and it is not asked to read everything anew"
+    assert len(shop.entries()) == 13
+
+
+def test_none_may_be_bad(shop: Shop) -> None:
+    shop.copies("full", ", max_bad: 0")
+    (error,) = shop.run().errors
+    assert "2 of 200 rows broke the contract and max_bad is 0" in str(error)
+    assert shop.lake.ledger(BRONZE) is None
+
+
+def test_without_a_contract_bad_rows_block(shop: Shop) -> None:
+    shop.copies("full")
+    text = (shop.folder / "copies/shop_db.yaml").read_text()
+    shop.write("copies/shop_db.yaml", text.replace("    contract: {bad_rows: quarantine}\n", ""))
+    (error,) = shop.run().errors
+    assert error.code == "GateFailed"
+    assert shop.lake.ledger(BRONZE) is None
+
+
+def test_table_rules_gate_as_before(shop: Shop) -> None:
+    shop.copies("full")
+    text = (shop.folder / "copies/shop_db.yaml").read_text()
+    shop.write("copies/shop_db.yaml", text.replace("row_count: {min: 1}", "row_count: {min: 199}"))
+    (error,) = shop.run().errors
+    assert "198 rows, wanted at least 199" in str(error)
+    assert shop.lake.ledger(BRONZE) is None
+
+
+MODEL = "select order_id, customer, amount, status, amount / 10 as tenth from bronze.orders\n"
+OPTIONS = "kind: %s\nkey: order_id\ncontract: {bad_rows: quarantine}\nchecks: {expression: [%s], between: {amount: [0, 150]}}\n"
+
+
+@pytest.mark.parametrize("kind", ["full", "upsert"])
+def test_bad_rows_of_a_model(shop: Shop, kind: str) -> None:
+    shop.execute("delete from orders where order_id > 155")
+    shop.copies("incremental")
+    shop.write("models/silver/orders.sql", MODEL)
+    shop.write("models/silver/orders.yaml", OPTIONS % (kind, "tenth < 14.9"))
+    result = shop.run()
+    step = result["model:silver.orders"]
+    assert (step.status, step.message) == ("published", "7 rows → quarantine")
+    assert shop.ids(SILVER) == set(range(1, 149)) - {17, 40}
+    assert shop.entries(SILVER)["149"].reason == "tenth < 14.9 does not hold: tenth 14.9"
+    assert shop.entries(SILVER)["149"].rule == "expression(tenth < 14.9)"
+    assert shop.entries(SILVER)["151"].reason.startswith("amount is 151.00, must be in 0 … 150; tenth < 14.9 does not")
+    assert shop.lake.balance(SILVER).agree
+    assert shop.run().counts == {"fresh": 2}
+    shop.touch("amount = 1", "order_id = 151")
+    shop.touch("amount = 149.5", "order_id = 20")
+    shop.run()
+    assert shop.ids(SILVER) == (set(range(1, 149)) | {151}) - {17, 20, 40}
+    assert set(shop.entries(SILVER)) == {"20", "149", "150", "152", "153", "154", "155"}
+    assert shop.lake.balance(SILVER).agree
+    shop.run(full_refresh=True)
+    assert set(shop.entries(SILVER)) == {"20", "149", "150", "152", "153", "154", "155"}
+
+
+FROZEN = ", new_columns: freeze, type_changes: freeze"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("add column coupon text", "new: coupon (text)"),
+        ("drop column customer", "dropped or renamed: customer (text)"),
+        ("alter column amount type text", "retyped: amount: numeric(12,2) → text"),
+    ],
+)
+def test_frozen_columns(shop: Shop, change: str, told: str) -> None:
+    shop.copies("incremental", FROZEN)
+    text = (shop.folder / "copies/shop_db.yaml").read_text()
+    shop.write("copies/shop_db.yaml", text[: text.index("    checks")])
+    assert shop.run().exit_code == 0
+    shop.execute(f"alter table orders {change}")
+    (error,) = shop.run().errors
+    assert told in str(error)
+    assert (error.code, "copies/shop_db.yaml:8" in (error.hint or "")) == ("ContractBroken", True)
+    assert shop.lake.ledger(BRONZE).seq == 1  # type: ignore[union-attr]
+    shop.write("copies/shop_db.yaml", text[: text.index("    checks")].replace("freeze", "evolve"))
+    assert shop.run().exit_code == 0, "evolve: taken as they are"
+    assert len(shop.ids()) == 200
