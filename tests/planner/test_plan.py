@@ -138,6 +138,13 @@ tables:
     assert changed(plan, {"dashboards/sales.yaml": "title: S\nasset: marts.fct_orders\ntable: {columns: [a]}\n"}) == {
         "page:sales"
     }
+    # which rows an asset has is decided by bad_rows alone: the rest of a contract asks for no new load
+    for contract, moved in (("bad_rows: quarantine", True), ("bad_rows: block, max_bad: 0, new_columns: freeze", False)):
+        text = shop_db.replace(", where: 'true'", f", contract: {{{contract}}}")
+        assert changed(plan, {"copies/shop_db.yaml": text}) == ({"copy:bronze.customers"} if moved else set())
+    assert changed(plan, {"models/silver/orders.yaml": f"{described}contract: {{bad_rows: quarantine}}\n"}) == {
+        "model:silver.orders"
+    }
     # a changed check is changed code of what it guards, else it would wait for the next data
     assert changed(plan, {"checks/all.yaml": "marts.fct_orders: {not_null: [order_id, a]}\n"}) == {
         "copy:bronze.orders",
@@ -147,13 +154,6 @@ tables:
 
 
 def test_without_dbt(plan):
-    # which rows an asset has is decided by bad_rows alone: the rest of a contract asks for no new load
-    for contract, moved in (("bad_rows: quarantine", True), ("bad_rows: block, max_bad: 0, new_columns: freeze", False)):
-        text = shop_db.replace(", where: 'true'", f", contract: {{{contract}}}")
-        assert changed(plan, {"copies/shop_db.yaml": text}) == ({"copy:bronze.customers"} if moved else set())
-    assert changed(plan, {"models/silver/orders.yaml": f"{described}contract: {{bad_rows: quarantine}}\n"}) == {
-        "model:silver.orders"
-    }
     made = plan({"dashboards/sales.yaml": None, "checks/all.yaml": None}, dbt=None)
     assert {step.kind for step in made.steps} == {"copy", "model"}
 

@@ -181,11 +181,11 @@ class LakeTarget:
         detail: Mapping[str, Any] | None = None,
         bad: pa.Table | None = None,
         whole: bool = False,
+        reopened: Collection[str] = (),
     ) -> Staged:
         """Stage an upsert: the files that a real change touches are rewritten, the others stay.
 
         Args:
-        reopened: Collection[str] = (),
             request: its `how` does not matter; upon base 0 the changes become the table.
             changes: Parquet files with the asset's columns, in the Arrow types of `lake.table.arrow_schema`; one row
                 a key. Columns of the lake's own are ignored.
@@ -197,11 +197,11 @@ class LakeTarget:
             detail: facts of the caller, kept in `Staged.detail`.
             bad: rows of the source to set aside, as `LakeStage.set_aside` takes them; older rows of their keys go.
             whole: changes and bad rows are all rows of the source.
+            reopened: ids of replayed entries whose fixed rows do not stand any more.
 
         Raises:
             KeyInvalid: no key, a null in one, or the same key twice.
             ContractBroken: the columns are not those of the table.
-            reopened: ids of replayed entries whose fixed rows do not stand any more.
             SeqMoved: the table is not at the request's base.
             GuardRefused: something else than Millrace wrote into the table.
         """
@@ -239,11 +239,11 @@ class LakeTarget:
         files: Sequence[str],
         sql: SqlEngine,
         whole: bool,
+        reopened: Collection[str],
         scratch: Path,
     ) -> tuple[list[str], list[str]]:
         """Set the bad rows of an upsert aside and settle older entries; returns further changes and keys to delete."""
         older = stage.quarantined()
-        reopened: Collection[str],
         if older is None and (bad is None or not bad.num_rows):
             return [], []
         schema = stage.request.schema

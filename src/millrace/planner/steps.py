@@ -25,7 +25,6 @@ from millrace.core.names import AssetId, fingerprint
 from millrace.core.plan import Step
 from millrace.errors import Place, ProjectError, did_you_mean
 from millrace.project import AssetChecks, CopyTable, ModelFile, Project
-from millrace.project.fields import RowContract
 from millrace.project.load import same_name
 from millrace.project.source import excerpt, together
 
@@ -33,11 +32,11 @@ WAREHOUSE = "warehouse"
 """Name of the warehouse's target and of its publish group: all of it becomes visible in one step."""
 PAGES = "pages"
 
-KINDS = ("copy", "model", "load", "dbt", "gate", "page")
-"""In the order in which independent steps stand in a plan."""
-
 MAX_BAD = 0.001
 """Share of a load's rows that may be set aside, unless a contract says otherwise."""
+
+KINDS = ("copy", "model", "load", "dbt", "gate", "page")
+"""In the order in which independent steps stand in a plan."""
 
 
 class ModelInputs(Protocol):
@@ -164,9 +163,6 @@ class _Maker:
 
     def order_of_model(self, model: ModelFile) -> tuple[int, str]:
         """Models stand in the order of their layers in millrace.yaml."""
-        if "files" in spec:  # where files go afterwards changes no row
-            shape["files"] = {name: value for name, value in spec["files"].items() if name != "archive"}
-        contract = _contract(copy.options.contract, self._said(copy, "contract"))
         return self._layers.index(model.asset.layer), model.asset.name
 
     def copy(self, copy: CopyTable) -> None:
@@ -178,13 +174,11 @@ class _Maker:
         if checks and copy.target != "lake":
             raise self._unbuilt(copy, "checks", "checks of tables in a database are not built yet")
         shape = {name: spec[name] for name in ("source", "table", "mode", "key", "cursor", "where", "select")}
+        if "files" in spec:  # where files go afterwards changes no row
+            shape["files"] = {name: value for name, value in spec["files"].items() if name != "archive"}
         contract = _contract(copy.options.contract, self._said(copy, "contract"))
         step = Step(
             key=f"copy:{copy.asset}",
-        return self.project.problem(f"{copy.asset}: {what}", self._said(copy, key), hint=f"leave {key} out")
-
-    def _said(self, copy: CopyTable, key: str) -> Place:
-        """Return where a table of a copies file, or its defaults, say something; the table where nothing does."""
             kind="copy",
             label=str(copy.asset),
             assets=(copy.asset,),
@@ -196,6 +190,10 @@ class _Maker:
 
     def _unbuilt(self, copy: CopyTable, key: str, what: str) -> ProjectError:
         """Return the error about a key that is understood and does nothing yet: it must not seem to hold."""
+        return self.project.problem(f"{copy.asset}: {what}", self._said(copy, key), hint=f"leave {key} out")
+
+    def _said(self, copy: CopyTable, key: str) -> Place:
+        """Return where a table of a copies file, or its defaults, say something; the table where nothing does."""
         values = self.project.documents[copy.file].values
         paths = [path for path in values if path and path[-1] == key]
         place = next((values[path] for path in paths if copy.table.name in map(str, path)), None)
@@ -403,17 +401,6 @@ def _copy_spec(copy: CopyTable) -> dict[str, Any]:
     return spec
 
 
-def _json(asset: AssetId) -> dict[str, str]:
-    return {"layer": asset.layer, "name": asset.name}
-
-
-def _code(kind: str, content: object) -> str:
-    return fingerprint(kind, json.dumps(content, sort_keys=True, ensure_ascii=False))
-
-
-def needs(steps: Sequence[Step]) -> dict[str, tuple[str, ...]]:
-    """Return the keys of the steps that must run before each step, among the given ones."""
-    makers = {asset: step.key for step in steps for asset in step.assets}
 def _column(column: Column, document: Document) -> dict[str, Any]:
     """Return a column that a dashboard reads, with what an error about it shows of the file."""
     place = document.place(column.path)
@@ -453,6 +440,17 @@ def _files_spec(options: TableOptions) -> dict[str, Any]:
     return {"pattern": options.files, **spec}
 
 
+def _json(asset: AssetId) -> dict[str, str]:
+    return {"layer": asset.layer, "name": asset.name}
+
+
+def _code(kind: str, content: object) -> str:
+    return fingerprint(kind, json.dumps(content, sort_keys=True, ensure_ascii=False))
+
+
+def needs(steps: Sequence[Step]) -> dict[str, tuple[str, ...]]:
+    """Return the keys of the steps that must run before each step, among the given ones."""
+    makers = {asset: step.key for step in steps for asset in step.assets}
     keys = {step.key for step in steps}
 
     def before(step: Step) -> Iterator[str]:
