@@ -2,8 +2,8 @@
 
 What a step's spec holds, by kind (paths are relative to the project folder):
 
-    copy   {"copy": a CopySpec as JSON, "checks": {…}}
-    model  {"path", "kind", "key", "checks"}
+    copy   {"copy": a CopySpec as JSON, "checks": {…}, "contract"}
+    model  {"path", "kind", "key", "checks", "contract"}
     load   {"source": {"layer", "name"}, "table": {"layer", "name"}}
     dbt    {"path": the dbt folder, "models": ["marts.fct_orders", …]}
     gate   {"checks": {…}, "path"}
@@ -25,6 +25,7 @@ from millrace.core.names import AssetId, fingerprint
 from millrace.core.plan import Step
 from millrace.errors import Place, ProjectError, did_you_mean
 from millrace.project import AssetChecks, CopyTable, ModelFile, Project
+from millrace.project.fields import RowContract
 from millrace.project.load import same_name
 from millrace.project.source import excerpt, together
 
@@ -197,8 +198,7 @@ class _Maker:
         values = self.project.documents[copy.file].values
         paths = [path for path in values if path and path[-1] == key]
         place = next((values[path] for path in paths if copy.table.name in map(str, path)), None)
-        place = place or next((values[path] for path in paths if "defaults" in path), copy.place)
-        return self.project.problem(f"{copy.asset}: {what}", place, hint=f"leave {key} out")
+        return place or next((values[path] for path in paths if "defaults" in path), copy.place)
 
     def model(self, model: ModelFile, parsed: ModelInputs) -> None:
         options = model.options
@@ -213,6 +213,9 @@ class _Maker:
             "key": list(options.key or ()),
             "checks": self._checks_of(model.asset),
         }
+        file = model.options_file or model.file
+        place = self.project.documents[file].values.get(("contract",), model.place) if options.contract else model.place
+        contract = _contract(options.contract, place)
         step = Step(
             key=f"model:{model.asset}",
             kind="model",
@@ -222,7 +225,7 @@ class _Maker:
             target="lake",
             code=_code("model", {**spec, **_sifted(contract), "text": model.text.replace("\r\n", "\n")}),
             dated=parsed.dated,
-            spec=spec,
+            spec={**spec, "contract": contract},
         )
         self.add(step, model.place)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from millrace.project.checks import CheckSet
-from millrace.project.fields import Part, Positive, Share, Text, Texts, or_empty, unbuilt
+from millrace.project.fields import Part, Positive, RowContract, Share, Text, Texts, or_empty, unbuilt
 
 _MODES = ("full", "incremental", "append")
 _mode = unbuilt(
