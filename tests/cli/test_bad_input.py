@@ -45,7 +45,7 @@ def traces(url: str) -> list[tuple[Any, ...]]:
 def one_error(done: Any, code: int, *says: str) -> None:
     """One block on standard error, without a traceback, with these words in it."""
     assert done.code == code, done.out + done.err
-    assert done.err.startswith("error: "), done.err
+    assert done.err.lstrip("\n").startswith("error: "), done.err
     assert done.err.count("error: ") == 1, done.err
     assert "error: " not in done.out
     assert "Traceback" not in done.out + done.err

@@ -212,7 +212,7 @@ def test_wrong_input_is_one_clear_error(
     done = millrace(*arguments, SRC=db18, DST=other18)
     assert done.code == code, done.err
     assert says in done.err
-    assert done.err.startswith("error: ")
+    assert done.err.lstrip("\n").startswith("error: ")
     assert "Traceback" not in done.err
     assert ask(other18, "select count(*) from pg_class where relname = 't'") == [(0,)]
     assert leftovers(other18) == []

@@ -23,7 +23,7 @@ from millrace.core.events import listen, reach
 from millrace.core.names import AssetId
 from millrace.core.plan import Freshness, Plan, Step
 from millrace.core.ports import Context
-from millrace.core.position import Files, Versions
+from millrace.core.position import Files, Taken, Versions
 from millrace.core.schema import Column, Kind, Schema
 from millrace.core.staged import CheckResult, Counts, LedgerEntry, Proof, Staged, entry_for
 from millrace.engine.journal import Journal
@@ -176,7 +176,8 @@ class CopyLines:
 
     def _position(self, step: Step) -> Files:
         path = Path(step.spec["source"])
-        return Files({path.name: hashlib.sha256(path.read_bytes()).hexdigest()})
+        found = path.read_bytes()
+        return Files({path.name: Taken(len(found), 0, hashlib.sha256(found).hexdigest(), found.count(b"\n"))})
 
     def fresh(self, step: Step, ctx: Context) -> Freshness:
         stumble(step, "fresh")

@@ -151,7 +151,9 @@ def test_a_signal_ends_the_run_where_it_can_be_resumed(shop: Shop, number: signa
     child.send_signal(signal.SIGCONT)
     code, answer = end(child)
     assert code == 130
-    expected = ["skipped", "interrupted", "skipped", "skipped"] if together else ["published", "interrupted", "skipped"]
+    expected = (
+        ["discarded", "interrupted", "skipped", "skipped"] if together else ["published", "interrupted", "skipped"]
+    )
     assert [step["status"] for step in answer["steps"]] == expected
     journal = shop.journal()
     (run,) = journal.list_runs(2)

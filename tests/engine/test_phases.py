@@ -141,7 +141,7 @@ def test_discard_drops_what_the_group_staged(shop: Shop) -> None:
         == "published with its group, which waits for silver.orders (failed)"
     )
     assert shop.lake.leftovers() != []
-    assert here(shop, shop.steps[0].key, "discard").status == "skipped"
+    assert here(shop, shop.steps[0].key, "discard").status == "discarded"
     assert shop.lake.leftovers() == []
     assert shop.state() == {}
     assert shop.journal().run(RUN).status == "failed"
@@ -165,5 +165,5 @@ def test_a_phase_names_the_living_run_that_is_at_it(shop: Shop) -> None:
 
     with Leases(engine.journal, "beef0001") as leases:
         leases.acquire([f"shop/dev/{shop.steps[0].key}"], "x")
-        with pytest.raises(TargetBusy, match="run beef0001"):
+        with pytest.raises(TargetBusy, match="by run beef\\n"):
             engine.phase(shop.plan, shop.steps[0].key, RUN, "stage")

@@ -175,7 +175,7 @@ def test_a_failure_discards_the_whole_group(shop: Shop) -> None:
     before = shop.state()
     shop.orders.write_text("bad\n")
     result = shop.run()
-    assert statuses(result) == ["skipped", "fresh", "skipped", "failed"]
+    assert statuses(result) == ["discarded", "fresh", "discarded", "failed"]
     assert result["copy:bronze.orders"].message == "not published: silver.orders failed"
     assert shop.state() == before
     assert shop.lake.leftovers() == []

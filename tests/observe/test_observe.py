@@ -93,6 +93,24 @@ def test_plain_lines_are_aligned() -> None:
     assert out.getvalue() == PLAIN
 
 
+@pytest.mark.parametrize("form", ["plain", "rich"])
+def test_errors_stand_on_the_error_stream_with_their_blank_lines(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    out, err = io.StringIO(), io.StringIO()
+    play(reporter_for(out, form=form, resume="millrace run --resume {run}", errors=err))
+    error = f"\nerror: {BAD}\n"
+    assert err.getvalue() == error
+    assert out.getvalue().splitlines() == PLAIN.replace(error, "").splitlines()
+
+
+def test_a_step_that_was_staged_for_nothing_is_told_so() -> None:
+    outcome = StepOutcome("copy:a.b", "copy", "a.b", "discarded", 2000, 0.8, "not published: marts failed")
+    found = lines.line(outcome)
+    assert (found.amount, found.word, found.note) == ("2,000 rows", "discarded", "not published: marts failed")
+    assert "discarded 1" in lines.closing(RunResult(RUN, (outcome,), "failed"), None)
+
+
 def test_a_terminal_of_80_columns_is_never_exceeded_and_shows_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     out = io.StringIO()

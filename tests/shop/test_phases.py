@@ -56,7 +56,7 @@ def test_discard_leaves_nothing(bases: Bases, tmp_path: Path, kind: str) -> None
         phase(house, key, "stage")
         assert house.leftovers() != []
         phase(house, key, "prove")
-        assert phase(house, key, "discard") == [(key, "skipped")]
+        assert phase(house, key, "discard") == [(key, "discarded")]
         assert house.state() == before
         assert house.leftovers() == []
         refused = house.run("step", key, "--run", RUN, "--phase", "publish")

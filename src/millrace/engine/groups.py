@@ -117,7 +117,7 @@ class GroupRun:
             if work is failing:
                 self.doors.end(work, status, error.what, error)
             else:
-                self.doors.end(work, "skipped", reason)
+                self.doors.end(work, "discarded" if work.staged and not keep else "skipped", reason)
         order = {step.key: number for number, step in enumerate(self.steps)}
         self.works.sort(key=lambda work: order[work.step.key])
 

@@ -143,7 +143,7 @@ class PhaseRun:
                 continue
             member.staged = row.staged
             self.doors.discard([member])
-            self.doors.end(member, "skipped", "discarded")
+            self.doors.end(member, "discarded" if row.staged else "skipped", "its group was discarded")
         Collector(self.session, last=True).collect()
 
     def _fail(self, work: Work, members: Sequence[Work], caught: BaseException) -> None:
@@ -172,4 +172,4 @@ def run_status(rows: Sequence[StepRow]) -> RunStatus:
     phases = {row.phase for row in rows}
     if phases <= set(DONE_PHASES):
         return "done"
-    return "failed" if phases & {"failed", "interrupted", "skipped"} else "running"
+    return "failed" if phases & {"failed", "interrupted", "discarded", "skipped"} else "running"

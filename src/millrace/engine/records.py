@@ -14,7 +14,7 @@ from millrace.core.ports import Reporter
 from millrace.core.staged import CheckResult, LedgerEntry, Proof, Staged
 from millrace.errors import MillraceError
 
-Status = Literal["published", "fresh", "passed", "failed", "skipped", "interrupted", "staged", "proven"]
+Status = Literal["published", "fresh", "passed", "failed", "discarded", "skipped", "interrupted", "staged", "proven"]
 """How a step ended. `passed`: it publishes nothing and held (a gate); `staged` and `proven` end a single phase only."""
 
 Phase = Literal[
@@ -28,6 +28,7 @@ Phase = Literal[
     "passed",
     "fresh",
     "failed",
+    "discarded",
     "skipped",
     "interrupted",
 ]

@@ -245,4 +245,4 @@ class Engine:
         statuses = {outcome.status for outcome in outcomes}
         if "interrupted" in statuses or (session.stop() and "skipped" in statuses):
             return outcomes, "interrupted"
-        return outcomes, "failed" if statuses & {"failed", "skipped"} else "done"
+        return outcomes, "failed" if statuses & {"failed", "discarded", "skipped"} else "done"

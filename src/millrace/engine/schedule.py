@@ -125,6 +125,6 @@ class Schedule:
         bad = next((outcome for outcome in outcomes if outcome.status in ("failed", "interrupted")), None)
         for step, outcome in zip(steps, outcomes, strict=True):
             self._outcomes[step.key] = outcome
-            if bad is not None and outcome.status in ("failed", "interrupted", "skipped"):
+            if bad is not None and outcome.status in ("failed", "interrupted", "discarded", "skipped"):
                 word = "failed" if bad.status == "failed" else "was interrupted"
                 self._causes[step.key] = f"{bad.label} {word}"

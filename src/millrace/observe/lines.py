@@ -21,7 +21,7 @@ LABEL_LEAST = 13
 NOTE_LEAST = 18  # a shorter rest of the line says nothing
 
 ENDED = {"done": "done in", "failed": "failed after", "interrupted": "stopped after"}
-ORDER = ("published", "passed", "fresh", "failed", "interrupted", "skipped")
+ORDER = ("published", "passed", "fresh", "failed", "interrupted", "discarded", "skipped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def _word(outcome: OutcomeSeen) -> tuple[str, Tone]:
         case "interrupted":
             return "stopped", "warned"
         case other:
-            return other, "quiet" if other in ("fresh", "skipped") else "plain"
+            return other, "quiet" if other in ("fresh", "discarded", "skipped") else "plain"
 
 
 def _changes(outcome: OutcomeSeen) -> str:

@@ -113,8 +113,7 @@ class PlainReporter:
     def end_run(self, result: ResultSeen) -> None:
         """See `shapes.Observer`."""
         for block in lines.error_blocks(result):
-            self._print()
-            self._print(block, stream=self._errors)
+            self._print(f"\n{block}", stream=self._errors)  # the blank line too: what a pipe gets has no gaps
         self._print(f"\n{lines.closing(result, self._resume)}")
 
     def close(self) -> None:
@@ -246,9 +245,8 @@ class RichReporter:
 
         self.close()
         for block in lines.error_blocks(result):
-            self._print("")
             with contextlib.suppress(BrokenPipeError):
-                self._errors.print(Text.assemble(("error", "red"), block.removeprefix("error")), soft_wrap=True)
+                self._errors.print(Text.assemble("\n", ("error", "red"), block.removeprefix("error")), soft_wrap=True)
         self._print(f"\n{lines.closing(result, self._resume, self._console.width)}")
 
     def close(self) -> None:

@@ -56,7 +56,7 @@ class OutcomeSeen(Protocol):
 
     @property
     def status(self) -> str:
-        """`published`, `fresh`, `passed`, `failed`, `skipped`, `interrupted`, `staged` or `proven`."""
+        """`published`, `fresh`, `passed`, `failed`, `discarded`, `skipped`, `interrupted`, `staged` or `proven`."""
 
     @property
     def rows(self) -> int | None:
