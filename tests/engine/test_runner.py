@@ -8,7 +8,15 @@ from filetarget import CopyLines, Shop
 
 from millrace.core.names import AssetId, short_run
 from millrace.engine.session import RunOptions
-from millrace.errors import CommitUnknown, MillraceError, NotFound, PositionRegressed, SeqMoved, UsageError
+from millrace.errors import (
+    CommitUnknown,
+    ConnectionRefused,
+    MillraceError,
+    NotFound,
+    PositionRegressed,
+    SeqMoved,
+    UsageError,
+)
 
 ALL = {
     "bronze.customers": (1, ["ann", "bob"]),
@@ -266,6 +274,25 @@ def test_a_moved_ledger_fails_the_step_and_drops_its_stage(shop: Shop) -> None:
     assert "run again" in str(result.steps[0].error)
     assert shop.lake.leftovers() == []
     assert statuses(shop.run()) == ["published", "fresh", "published"]
+
+
+def test_a_target_that_cannot_be_read_is_told_once(shop: Shop) -> None:
+    class Away(type(shop.lake)):
+        def ledger(self, asset):
+            raise ConnectionRefused("cannot connect to lake")
+
+        def gc(self, live):
+            raise ConnectionRefused("cannot connect to lake")
+
+    class Unswept(type(shop.lake)):
+        def gc(self, live):
+            raise ConnectionRefused("cannot list the lake")
+
+    away = shop.run(targets={"lake": Away(shop.lake.root)})
+    assert away.errors[0].what == "cannot connect to lake"
+    assert "left" not in [event for event, _ in shop.watch.said]
+    assert statuses(shop.run(targets={"lake": Unswept(shop.lake.root)})) == ["published"] * 3
+    assert shop.watch.said[-1] == ("left", "leftovers could not be looked for: cannot list the lake")
 
 
 def test_a_step_kind_cannot_publish_what_is_not_its_own(shop: Shop) -> None:

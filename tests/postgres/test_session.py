@@ -210,6 +210,7 @@ class TestPassword:
         with pytest.raises(AuthenticationFailed, match="wrong user or password") as caught:
             connect(database)
         assert hidden(everything(caught.value))
+        assert "PGPASSWORD" in (caught.value.hint or "")
         with pytest.raises(AuthenticationFailed, match="a password is needed"):
             connect(database_from_url(with_password, "SRC"))
 

@@ -9,7 +9,7 @@ from functools import partial
 from millrace.core.names import short_run
 from millrace.core.ports import KEEP_SECONDS
 from millrace.engine.leases import run_lives
-from millrace.engine.records import RunRow, StepRow, age
+from millrace.engine.records import RunRow, StepOutcome, StepRow, age
 from millrace.engine.session import Session
 from millrace.errors import MillraceError, NotFound
 
@@ -29,6 +29,7 @@ class Collector:
         self._finished = finished
         self._last = last
         self._verdicts: dict[str, bool] = {}
+        self._unread: dict[str, MillraceError] = {}
 
     def live(self, run: str) -> bool:
         """Say whether the stages of a run are still wanted."""
@@ -73,24 +74,32 @@ class Collector:
     def collect(self) -> list[str]:
         """Drop what is not wanted from the targets of the plan, and dead runs' scratch folders; returns names."""
         for step in self._session.journal.open_steps():
-            self._quietly(partial(self._judge, step.run))  # now: a target may ask while it holds its own lock
+            # now: a target may ask while it holds its own lock
+            self._quietly(step.target, partial(self._judge, step.run))
         dropped: list[str] = []
         for name in dict.fromkeys(step.target for step in self._session.plan.steps if step.target):
             target = self._session.targets.get(name)
             if target is not None:
-                dropped += self._quietly(partial(target.gc, self.live))
-        dropped += self._quietly(self._scratch)
+                dropped += self._quietly(name, partial(target.gc, self.live))
+        dropped += self._quietly("", self._scratch)
         if dropped:
             self._session.observer.say("collected", f"dropped {len(dropped)} leftovers: {', '.join(dropped[:5])}")
         return dropped
 
-    def _quietly(self, collect: Callable[[], Sequence[str]]) -> Sequence[str]:
-        """Collect; a target that cannot be reached now fails its own steps, with the better message."""
+    def _quietly(self, target: str, collect: Callable[[], Sequence[str]]) -> Sequence[str]:
+        """Collect; a target that cannot be read now fails its own steps, with the better message."""
         try:
             return collect()
         except MillraceError as error:
-            self._session.observer.say("left", f"leftovers could not be looked for: {error.what}")
+            self._unread[target] = error
             return []
+
+    def complain(self, outcomes: Sequence[StepOutcome] = ()) -> None:
+        """Tell where leftovers could not be looked for, unless a step on that target has failed and told why."""
+        told = {self._session.plan[outcome.key].target for outcome in outcomes if outcome.error is not None}
+        for target, error in self._unread.items():
+            if target not in told:
+                self._session.observer.say("left", f"leftovers could not be looked for: {error.what}")
 
     def _scratch(self) -> list[str]:
         session = self._session

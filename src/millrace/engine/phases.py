@@ -132,7 +132,7 @@ class PhaseRun:
             if member.status is None:
                 self.doors.end(member, "passed")
         if any(member.adopted for member in works):  # killed right after its commit: the target could not tidy up
-            Collector(self.session, last=True).collect()
+            self._collect()
 
     def _discard(self, works: Sequence[Work]) -> None:
         """Drop everything that the group staged; the orchestrator's way to end a group that failed."""
@@ -144,7 +144,12 @@ class PhaseRun:
             member.staged = row.staged
             self.doors.discard([member])
             self.doors.end(member, "discarded" if row.staged else "skipped", "its group was discarded")
-        Collector(self.session, last=True).collect()
+        self._collect()
+
+    def _collect(self) -> None:
+        collector = Collector(self.session, last=True)
+        collector.collect()
+        collector.complain()
 
     def _fail(self, work: Work, members: Sequence[Work], caught: BaseException) -> None:
         error = as_error(caught, self.step)

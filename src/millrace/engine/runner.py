@@ -234,14 +234,16 @@ class Engine:
 
     def _run(self, session: Session) -> tuple[list[StepOutcome], RunStatus]:
         self.observer.start_run(session.run, session.plan)
-        first = Collector(session)
-        first.bury()
-        dropped = first.collect()
+        collector = Collector(session)
+        collector.bury()
+        dropped = collector.collect()
         dead = any(step.run != session.run.id for step in self.journal.open_steps())
         outcomes = Schedule(session).run()
         if session.dirty or dead or dropped:
             finished = {outcome.key for outcome in outcomes if outcome.status in ("published", "fresh", "passed")}
-            Collector(session, finished, last=True).collect()
+            collector = Collector(session, finished, last=True)
+            collector.collect()
+        collector.complain(outcomes)
         statuses = {outcome.status for outcome in outcomes}
         if "interrupted" in statuses or (session.stop() and "skipped" in statuses):
             return outcomes, "interrupted"

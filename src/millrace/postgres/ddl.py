@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import psycopg
 from psycopg import sql
 
 from millrace.errors import ContractBroken
 from millrace.postgres.catalog import PgColumn, Relation
 from millrace.postgres.names import sql_name
-from millrace.postgres.session import Connection
+from millrace.postgres.session import Connection, translate
 
 VIRTUAL = 180_000  # virtual generated columns came with PostgreSQL 18
 _MODIFIERS = re.compile(r"\((?P<inside>[\w ,.-]+)\)")
@@ -76,20 +77,24 @@ def bring_types(source: Connection, target: Connection, columns: Sequence[PgColu
         if row is not None:
             found[column.name] = row[0]
             continue
-        labels = [label for (label,) in source.execute(_LABELS, (name, schema)).fetchall()]
+        labels = [text for (text,) in source.execute(_LABELS, (name, schema)).fetchall()]
         if not labels:
             raise ContractBroken(
                 f"{label} has no type {sql_name(schema, name)}, which column {sql_name(column.name)} needs",
                 where=label,
                 hint=f"create the type {sql_name(schema, name)} (or the extension that brings it) there first",
             )
-        if target.execute("select 1 from pg_catalog.pg_namespace where nspname = %s", (schema,)).fetchone() is None:
-            target.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
-        target.execute(
-            sql.SQL("create type {} as enum ({})").format(
-                sql.Identifier(schema, name), sql.SQL(", ").join(sql.Literal(label) for label in labels)
+        try:
+            if target.execute("select 1 from pg_catalog.pg_namespace where nspname = %s", (schema,)).fetchone() is None:
+                target.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
+            target.execute(
+                sql.SQL("create type {} as enum ({})").format(
+                    sql.Identifier(schema, name), sql.SQL(", ").join(sql.Literal(text) for text in labels)
+                )
             )
-        )
+        except psycopg.errors.InsufficientPrivilege as error:
+            doing = f"make the type {sql_name(schema, name)}, which column {sql_name(column.name)} needs"
+            raise translate(error, where=label, doing=doing, role=target.info.user, privilege="CREATE") from error
         found[column.name] = schema
     return found
 

@@ -263,6 +263,10 @@ def not_connected(words: str, db: Database) -> MillraceError:
         hint = f"GRANT CONNECT ON DATABASE {sql_name(name)} TO {sql_name(db.parameters.get('user') or _login())};"
     elif what == "a password is needed":
         hint = "put it into the URL of an env:NAME, into ~/.pgpass or into PGPASSWORD"
+    elif what == "wrong user or password":
+        hint = (
+            "look at both where they come from: the URL, ~/.pgpass or PGPASSWORD; in a URL @ : / % are %40 %3A %2F %25"
+        )
     return kind(f"cannot connect to {db.label}: {what}", where=db.place, detail=_lines(words), hint=hint)
 
 

@@ -20,6 +20,7 @@ from millrace.core.names import TableRef
 from millrace.core.ports import Progress, StageRequest
 from millrace.core.position import Position
 from millrace.core.schema import Schema
+from millrace.core.secrets import redact
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import Staged
 from millrace.errors import KeyInvalid
@@ -258,10 +259,11 @@ class PostgresStage:
     def _no_key(self, error: psycopg.Error) -> KeyInvalid:
         names = ", ".join(sql_name(name) for name in self.key)
         null = isinstance(error, psycopg.errors.NotNullViolation)
+        twice = redact(error.diag.message_detail or "")  # columns and values; the rest names our hidden table
         return KeyInvalid(
             f"({names}) is not a key of {self.asset}: {'it holds nulls' if null else 'two rows have the same'}",
             where=str(self.asset),
-            detail=[text for text in (error.diag.message_primary, error.diag.message_detail) if text],
+            detail=[f"{sql_name(error.diag.column_name or names)} is null"] if null else [twice] if twice else [],
             hint="name the columns that tell rows apart: --key, or key: in the project",
         )
 
