@@ -58,7 +58,7 @@ class JsonLines:
             return []
         found = self._run("select unnest(json_transform(raw, $1)) from millrace_lines", piece, self._shape)
         # by place: the engine renames keys that differ by case only
-        return [column.combine_chunks() for column in found.columns]
+        return [column.chunk(0) if column.num_chunks == 1 else column.combine_chunks() for column in found.columns]
 
     def _run(self, query: str, piece: Piece, *parameters: str) -> pa.Table:
         import pyarrow as pa

@@ -25,7 +25,7 @@ from millrace.errors import ContractBroken, ProofFailed
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BLOCK = 4 << 20  # bytes at once: of 1 to 16 MB the fastest, and what lies around it stays below 100 MB
+BLOCK = 8 << 20  # bytes at once: with 4 MB asking the engine costs a tenth of all, with 16 MB it is as fast as with 8
 MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 NEWLINE = 10
 
@@ -122,7 +122,7 @@ class LineFile:
         self._declared = encoding
         self._hash = hashlib.sha256()
         self._ended = True
-        self._newlines = 0
+        self._bytes = self._cut = 0
 
     # the bytes
 
@@ -187,11 +187,10 @@ class LineFile:
         """
         yield from self._split()
         tally = self.tally
-        held = self._newlines + (not self._ended)
-        if tally.lines != held or tally.old + tally.blank + tally.given != held:
+        if self._bytes != self._cut or tally.old + tally.blank + tally.given != tally.lines:
             raise ProofFailed(
-                f"{self.found.name} has {held:,} lines, {tally.given:,} were read, {tally.blank:,} are empty, "
-                f"{tally.old:,} were taken before",
+                f"{self.found.name} has {self._bytes:,} bytes of text in {tally.lines:,} lines; {self._cut:,} bytes in "
+                f"{tally.given:,} lines were read, {tally.blank:,} are empty, {tally.old:,} were taken before",
                 where=str(self.found.path),
             )
 
@@ -204,18 +203,20 @@ class LineFile:
             if block is None:
                 tail = b"".join(rest)
                 continue
-            self._newlines += block.count(b"\n")
+            self._bytes += len(block)
             cut = block.find(b"\n") + 1 if long is not None else 0
             if long is not None:
                 long.update(block[: cut or len(block)].rstrip(b"\n"))
                 held += len(block[: cut or len(block)].rstrip(b"\n"))
                 if not cut:
                     continue
+                self._cut += 1
                 self._pass_over(held, long)
                 long, rest, held = None, [], 0
             end = block.rfind(b"\n") + 1
             if end > cut:
-                yield from self._lines(b"".join([*rest, block[cut:end]]), tail)
+                whole = block if not cut and end == len(block) else block[cut:end]
+                yield from self._lines(b"".join([*rest, whole]) if rest else whole, tail)
                 rest, held = [], 0
             if end < len(block):
                 rest.append(block[max(cut, end) :])
@@ -229,11 +230,13 @@ class LineFile:
         if long is not None:
             self._pass_over(held, long)
         elif held:
+            self._cut -= 1
             yield from self._lines(b"".join(rest) + b"\n", tail)
 
     def _pass_over(self, length: int, digest: Any) -> None:
         """Tell about a line that was not held; an earlier load has told of those it met."""
         self.tally.lines += 1
+        self._cut += length
         if self.tally.lines <= self.since:
             self.tally.old += 1
             return
@@ -256,17 +259,19 @@ class LineFile:
         """Yield whole lines as a piece; each ends with a newline."""
         import pyarrow as pa
 
-        if b"\r\n" in data and not self._whole:
+        self._cut += len(data)
+        if not self._whole and b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
         ends = np.flatnonzero(np.frombuffer(data, np.uint8) == NEWLINE)
+        bare = data.replace(b"\n", b"")
         count, first = len(ends), self.tally.lines + 1
+        if len(bare) + count != len(data):
+            raise ProofFailed(f"{self.found.name}: the lines after line {first - 1} do not make up their bytes")
         offsets = np.zeros(count + 1, "<i4")
         offsets[1:] = ends - np.arange(count)
         self.tally.lines += count
         numbers = np.arange(first, first + count, dtype="<i8")
-        text = pa.Array.from_buffers(
-            pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(data.replace(b"\n", b""))]
-        )
+        text = pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(bare)])
         piece = Piece(numbers, text)
         self._check_open(piece, tail)
         if not self._whole:

@@ -25,6 +25,7 @@ from millrace.core.names import AssetId, fingerprint
 from millrace.core.plan import Step
 from millrace.errors import Place, ProjectError, did_you_mean
 from millrace.project import AssetChecks, CopyTable, ModelFile, Project
+from millrace.project.copies import TableOptions
 from millrace.project.fields import RowContract
 from millrace.project.load import same_name
 from millrace.project.source import excerpt, together
@@ -396,6 +397,8 @@ def _copy_spec(copy: CopyTable) -> dict[str, Any]:
         "select": options.select,
         "count": options.count,
     }
+    if options.files is not None:
+        spec["files"] = _files_spec(options)
     spec |= {
         name: getattr(options, name)
         for name in ("max_delete", "workers", "segment_rows")

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from millrace.project.checks import CheckSet
 from millrace.project.fields import Part, Positive, RowContract, Share, Text, Texts, or_empty, unbuilt
+from millrace.project.landing import FileOptions
 
 _MODES = ("full", "incremental", "append")
 _mode = unbuilt(
@@ -45,7 +46,7 @@ class Contract(RowContract):
     type_changes: Change | None = None
 
 
-class TableOptions(Part):
+class TableOptions(FileOptions):
     """One table of a copies file; `defaults` has the same keys except `as`, `select` and `count`.
 
     Attributes:

@@ -15,6 +15,7 @@ from millrace.errors import NewerFormat, Place, ProjectError, UsageError, did_yo
 from millrace.project.checks import CheckSet, ChecksFile
 from millrace.project.copies import CopiesFile, TableOptions
 from millrace.project.dashboards import DashboardFile
+from millrace.project.landing import check_table
 from millrace.project.manifest import VERSION, Environment, Manifest
 from millrace.project.models import ModelOptions
 from millrace.project.problems import context, validated
@@ -187,11 +188,21 @@ class _Loader:
         for name, options in content.tables.items():
             path: Path_ = ("tables", name)
             merged = options.over(content.defaults)
-            self._try(self._table, document, path, name, merged, content.from_, layer, target)
+            folder = settings.connections[content.from_].type == "files"
+            self._try(self._table, document, path, name, merged, content.from_, folder, layer, target)
 
     def _table(
-        self, document: Document, path: Path_, name: str, options: TableOptions, source: str, layer: str, target: str
+        self,
+        document: Document,
+        path: Path_,
+        name: str,
+        options: TableOptions,
+        source: str,
+        folder: bool,
+        layer: str,
+        target: str,
     ) -> None:
+        options = check_table(document, path, name, options, source, folder, target)
         self.copies.append(_table(document, path, name, options, source, layer, target))
 
     def _layer(self, folder: str, manifest: Manifest) -> None:

@@ -26,11 +26,15 @@ class CopyStep:
 
     def fresh(self, step: Step, ctx: Context) -> Freshness:
         """Fresh while the source has not changed since the position in the ledger."""
-        spec = CopySpec.from_json(step.spec["copy"])
-        reader, target = self._resources.reader(spec.source), ctx.target(step.target)
+        spec, target = CopySpec.from_json(step.spec["copy"]), ctx.target(step.target)
         entry = target.ledger(spec.asset)
         if entry is not None and entry.code != step.code:
             return Freshness(False, "its options changed")
+        if spec.files is not None:
+            from millrace.steps.routes import files_lake
+
+            return files_lake.fresh(spec, spec.files, self._resources, files_lake.lake_of(target))
+        reader = self._resources.reader(spec.source)
         if isinstance(target, PostgresTarget):
             return postgres_postgres.fresh(spec, reader, target)
         from millrace.lake.target import LakeTarget
@@ -42,11 +46,15 @@ class CopyStep:
 
     def stage(self, step: Step, ctx: Context) -> tuple[Staged, ...]:
         """Bring what differs or changed to where no reader looks."""
-        spec = CopySpec.from_json(step.spec["copy"])
-        reader, target = self._resources.reader(spec.source), ctx.target(step.target)
+        spec, target = CopySpec.from_json(step.spec["copy"]), ctx.target(step.target)
         entry = target.ledger(spec.asset)
         if step.spec.get("full_refresh") or (entry is not None and entry.code != step.code):
             spec = replace(spec, full_refresh=True)  # a position says nothing about another selection of rows
+        if spec.files is not None:
+            from millrace.steps.routes import files_lake
+
+            return files_lake.stage(spec, spec.files, self._resources, files_lake.lake_of(target), step, ctx)
+        reader = self._resources.reader(spec.source)
         if isinstance(target, PostgresTarget):
             return postgres_postgres.stage(spec, reader, target, step, ctx)
         from millrace.lake.target import LakeTarget
@@ -55,6 +63,14 @@ class CopyStep:
         if isinstance(target, LakeTarget):
             return postgres_lake.stage(spec, reader, target, step, ctx)
         raise _no_way(spec, target.name)
+
+    def settle(self, step: Step, ctx: Context) -> None:
+        """Move files that were published to the archive, where there is one."""
+        spec = CopySpec.from_json(step.spec["copy"])
+        if spec.files is not None and spec.files.archive is not None:
+            from millrace.steps.routes import files_lake
+
+            files_lake.settle(spec, spec.files, self._resources, files_lake.lake_of(ctx.target(step.target)))
 
     def prove(self, step: Step, staged: Sequence[Staged], ctx: Context) -> tuple[Proof, ...]:
         """Compare the stage's digest with the source's; then run the checks of a lake asset."""
