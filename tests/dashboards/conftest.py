@@ -13,14 +13,15 @@ import pytest
 SALES = """
 create schema marts;
 create table marts.agg_daily_sales as
-select date '2026-11-20' - cast(d as integer) as order_date, c.category, r.region,
+select date '2026-11-20' - cast(d as integer) as order_date, c.category, r.region, s.segment as customer_segment,
   cast(20 + (d * 7 + length(c.category) * 13) % 17 as bigint) as total_orders,
   cast(40 + (d * 5 + length(r.region) * 11) % 23 as bigint) as total_quantity,
   cast(1000 + (d * 37 + length(c.category) * 101) % 701 + 0.25 as decimal(38, 2)) as total_revenue,
   cast(-200 + (d * 37 + length(c.category) * 101) % 701 as decimal(38, 2)) as total_profit
 from range(200) as days(d)
 cross join (values ('Books'), ('Toys'), ('Garden'), ('<b>&"Ünï</script>')) as c(category)
-cross join (values ('Seoul'), ('부산')) as r(region);
+cross join (values ('Seoul'), ('부산'), (null)) as r(region)
+cross join (values ('VIP'), ('New')) as s(segment);
 """
 
 

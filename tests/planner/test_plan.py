@@ -97,14 +97,23 @@ def test_what_the_steps_know(plan):
     assert (dbt.label, dbt.target) == ("marts", "warehouse")
     assert dbt.assets == (AssetId("staging", "stg_orders"), AssetId("marts", "fct_orders"))
     assert dbt.inputs == (AssetId("warehouse/silver", "orders"), AssetId("warehouse/silver", "customers"))
-    assert dbt.spec == {"path": "dbt", "models": ["staging.stg_orders", "marts.fct_orders"]}
+    column = {
+        "asset": "marts.fct_orders",
+        "column": "order_id",
+        "use": "any",
+        "place": ["dashboards/sales.yaml", 3, 19, 8],
+        "lines": ["3 | table: {columns: [order_id]}", "  |                   ^^^^^^^^"],
+    }
+    assert dbt.spec == {"path": "dbt", "models": ["staging.stg_orders", "marts.fct_orders"], "shown": [column]}
     gate = made["gate:marts.fct_orders"]
     assert (gate.assets, gate.inputs, gate.after) == ((), (AssetId("marts", "fct_orders"),), ("dbt:shop",))
     assert gate.spec == {"checks": {"not_null": [{"column": "order_id"}]}, "path": "checks/all.yaml"}
     page = made["page:sales"]
     assert (page.assets, page.target) == ((AssetId("pages", "sales"),), "pages")
     assert (page.inputs, page.after) == ((AssetId("marts", "fct_orders"),), ("gate:marts.fct_orders",))
-    assert page.spec == {"path": "dashboards/sales.yaml"}
+    dashboard = page.spec["dashboard"]
+    assert (dashboard["asset"], dashboard["table"]) == ("marts.fct_orders", {"columns": ["order_id"]})
+    assert page.spec["columns"] == [column]
     assert page.label == "pages/sales.html"
 
 

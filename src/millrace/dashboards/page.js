@@ -1,48 +1,69 @@
 "use strict";
 (() => {
-  const holder = document.getElementById("data");
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   // Plotly reads a few HTML tags in labels; values are shown as they are.
-  const plain = (value) => String(value).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
-  function layout(chart) {
-    const axis = { gridcolor: style("--line"), linecolor: style("--line"), zeroline: false, automargin: true, fixedrange: true };
-    return {
-      margin: { l: 8, r: 12, t: 12, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: "system-ui, sans-serif", size: 13, color: style("--ink") }, hovermode: chart.kind === "line" ? "x unified" : "closest",
-      xaxis: { ...axis, showgrid: chart.kind === "bar", separatethousands: true, nticks: chart.kind === "bar" ? 5 : 7 },
-      yaxis: { ...axis, showgrid: chart.kind === "line", rangemode: "tozero", separatethousands: true, nticks: 6, autorange: chart.kind === "bar" ? "reversed" : true },
-      hoverlabel: { bgcolor: style("--card"), bordercolor: style("--line"), font: { color: style("--ink") } }, showlegend: false, separators: ".,",
+  const plain = (value) => (typeof value === "string" ? value.replaceAll("&", "&amp;").replaceAll("<", "&lt;") : value);
+
+  async function library() {
+    const bytes = Uint8Array.from(atob(document.getElementById("plotly").textContent), (character) => character.charCodeAt(0));
+    const text = new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+    const script = document.createElement("script");
+    script.textContent = await text;
+    document.head.append(script);
+  }
+
+  function draw(chart, place) {
+    const whole = chart.y.every((value) => value === null || Number.isInteger(value));
+    const shown = `%{y:,.${whole ? 0 : 2}f}${chart.unit ? " " + plain(chart.unit) : ""}<extra></extra>`;
+    const axis = { zeroline: false, automargin: true, fixedrange: true, ticks: "", showline: false };
+    const line = { type: "scatter", mode: chart.x.length > 1 ? "lines" : "markers", x: chart.x.map(plain), y: chart.y, fill: "tozeroy", line: { width: 2 }, hovertemplate: shown };
+    const layout = {
+      margin: { l: 4, r: 12, t: 8, b: 4, pad: 6 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Noto Sans KR', sans-serif", size: 13 },
+      hovermode: "x unified", showlegend: false, separators: ".,",
+      xaxis: { ...axis, showgrid: false, nticks: place.clientWidth < 420 ? 4 : 7, hoverformat: "%a %-d %b %Y", tickformatstops: [{ dtickrange: [null, 86399999], value: "%H:%M\n%-d %b" }, { dtickrange: [86400000, "M1"], value: "%-d %b\n%Y" }, { dtickrange: ["M1", "M12"], value: "%b\n%Y" }, { dtickrange: ["M12", null], value: "%Y" }] },
+      // thousands separators up to a million, letters beyond
+      yaxis: { ...axis, showgrid: true, rangemode: "tozero", nticks: 5, separatethousands: true, exponentformat: "B", minexponent: 6 },
     };
+    return Plotly.newPlot(place, [line], layout, { displayModeBar: false, responsive: true });
   }
-  function trace(chart) {
-    const exact = Number.isInteger(chart.y[0]) ? ",.0f" : ",.2f";
-    const unit = chart.unit ? " " + chart.unit : "";
-    if (chart.kind === "bar") {
-      return { type: "bar", orientation: "h", x: chart.y, y: chart.x.map(plain), width: 0.62, marker: { color: style("--accent") }, hovertemplate: `%{y}: %{x:${exact}}${unit}<extra></extra>` };
+
+  async function charts() {
+    const places = [...document.querySelectorAll(".chart")];
+    try {
+      await library();
+      const data = JSON.parse(document.getElementById("data").textContent);
+      await Promise.all(data.map((chart, index) => draw(chart, places[index])));
+    } catch (error) {
+      for (const place of places) place.textContent = "This browser cannot draw the chart; its figures are in the warehouse.";
+      throw error;
     }
-    return { type: "scatter", mode: "lines", x: chart.x, y: chart.y, line: { color: style("--accent"), width: 2 }, hovertemplate: `%{y:${exact}}${unit}<extra></extra>` };
   }
-  function draw() {
-    JSON.parse(holder.textContent).charts.forEach((chart, index) => {
-      const place = document.getElementById("chart-" + index);
-      if (place) Plotly.react(place, [trace(chart)], layout(chart), { displayModeBar: false, responsive: true });
-    });
+  if (document.getElementById("plotly")) charts();
+
+  const age = new Intl.RelativeTimeFormat("en", { numeric: "always" });
+  function since(moment) {
+    const minutes = (moment - Date.now()) / 60000;
+    if (Math.abs(minutes) < 90) return age.format(Math.round(minutes), "minute");
+    return Math.abs(minutes) < 2880 ? age.format(Math.round(minutes / 60), "hour") : age.format(Math.round(minutes / 1440), "day");
   }
-  if (holder) { draw(); dark.addEventListener("change", draw); }
   for (const time of document.querySelectorAll("time")) {
     const moment = new Date(time.dateTime);
-    if (!isNaN(moment)) { time.title = time.textContent; time.textContent = moment.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" }); }
+    if (isNaN(moment)) continue;
+    time.title = time.textContent;
+    time.textContent = moment.toLocaleString("en-GB", { day: "numeric", month: "short", year: "numeric", hour: "2-digit", minute: "2-digit" });
+    const shown = time.nextElementSibling;
+    if (shown?.classList.contains("age")) shown.textContent = ` ${since(moment)}`;
   }
-  for (const table of document.querySelectorAll("section table")) {
+
+  for (const table of document.querySelectorAll(".rows")) {
     const heads = [...table.tHead.rows[0].cells];
-    heads.forEach((head, index) => head.querySelector("button")?.addEventListener("click", () => {
+    heads.forEach((head, index) => head.querySelector("button").addEventListener("click", () => {
       const down = head.getAttribute("aria-sort") !== "descending";
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const key = (row) => { const cell = row.cells[index]; return cell.dataset.value === undefined ? cell.textContent : Number(cell.dataset.value || "-Infinity"); };
-      const rows = [...table.tBodies[0].rows].sort((a, b) => { const x = key(a), y = key(b); return (x < y ? -1 : x > y ? 1 : 0) * (down ? -1 : 1); });
-      table.tBodies[0].append(...rows);
+      const key = (row) => { const cell = row.cells[index]; return cell.dataset.value === undefined ? cell.textContent : cell.dataset.value === "" ? -Infinity : Number(cell.dataset.value); };
+      const rows = [...table.tBodies[0].rows].map((row) => [key(row), row]).sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0) * (down ? -1 : 1));
+      table.tBodies[0].append(...rows.map(([, row]) => row));
     }));
   }
 })();

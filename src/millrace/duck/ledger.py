@@ -1,7 +1,8 @@
-"""The ledger inside a warehouse file: the schema `_millrace` with the tables `ledger` and `history`.
+"""The ledger inside a warehouse file: the schema `_millrace` with the tables `ledger`, `history` and `checks`.
 
-`ledger` has one row per asset, its last publish; `history` one row per publish. An entry is the JSON of
-`core.staged.LedgerEntry`; seq and load stand beside it as columns for people who look.
+`ledger` has one row per asset, its last publish; `history` one row per publish; `checks` what dbt's tests and the gates
+found in what is published. An entry is the JSON of `core.staged.LedgerEntry`, a result that of `CheckResult`; other
+columns stand beside it for people who look.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from millrace.core.names import AssetId
-from millrace.core.staged import LedgerEntry
+from millrace.core.staged import CheckResult, LedgerEntry
 from millrace.duck.engine import rows, transaction
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ _TABLES = (
     """create table if not exists warehouse._millrace.history
        (asset varchar not null, seq bigint not null, load varchar not null, entry varchar not null,
         primary key (asset, seq))""",
+    """create table if not exists warehouse._millrace.checks
+       (step varchar not null, asset varchar not null, name varchar not null, passed boolean not null,
+        result varchar not null)""",
 )
 SCHEMA = "_millrace"
 CATALOG = "warehouse"
@@ -36,12 +40,12 @@ def create(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute(statement)
 
 
-def _exists(connection: duckdb.DuckDBPyConnection) -> bool:
+def _exists(connection: duckdb.DuckDBPyConnection, table: str = "ledger") -> bool:
     query = (
         "select count(*) from duckdb_tables()"
-        " where database_name = 'warehouse' and schema_name = '_millrace' and table_name = 'ledger'"
+        " where database_name = 'warehouse' and schema_name = '_millrace' and table_name = ?"
     )
-    return bool(rows(connection, query)[0][0])
+    return bool(rows(connection, query, [table])[0][0])
 
 
 def read(connection: duckdb.DuckDBPyConnection) -> dict[AssetId, LedgerEntry]:
@@ -68,6 +72,35 @@ def history(connection: duckdb.DuckDBPyConnection, loads: Sequence[int]) -> dict
         LedgerEntry.from_json(json.loads(row[0])) for row in rows(connection, query, [[str(load) for load in loads]])
     ]
     return {(entry.asset, entry.load): entry for entry in found}
+
+
+def at(connection: duckdb.DuckDBPyConnection, asset: str, seq: int) -> LedgerEntry | None:
+    """Return one publish of an asset, or None."""
+    if not _exists(connection):
+        return None
+    query = "select entry from warehouse._millrace.history where asset = ? and seq = ?"
+    return next((LedgerEntry.from_json(json.loads(row[0])) for row in rows(connection, query, [asset, seq])), None)
+
+
+def checks(connection: duckdb.DuckDBPyConnection) -> list[CheckResult]:
+    """Return what the checks found in what the file holds."""
+    if not _exists(connection, "checks"):  # an older version published it
+        return []
+    query = "select result from warehouse._millrace.checks order by step, rowid"
+    return [CheckResult.from_json(json.loads(row[0])) for row in rows(connection, query)]
+
+
+def write_checks(
+    connection: duckdb.DuckDBPyConnection, step: str, results: Sequence[CheckResult], *, anew: bool = False
+) -> None:
+    """Record what a step's checks found, instead of what they found before; `anew`: instead of all steps'."""
+    create(connection)
+    with transaction(connection):
+        connection.execute("delete from warehouse._millrace.checks where ? or step = ?", [anew, step])
+        for result in results:
+            text = json.dumps(result.to_json(), ensure_ascii=False)
+            values = [step, str(result.asset), result.name, result.passed, text]
+            connection.execute("insert into warehouse._millrace.checks values (?, ?, ?, ?, ?)", values)
 
 
 def write(connection: duckdb.DuckDBPyConnection, entries: Sequence[LedgerEntry]) -> None:

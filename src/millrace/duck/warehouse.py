@@ -21,7 +21,7 @@ from millrace.core.names import AssetId
 from millrace.core.ports import StageRequest
 from millrace.core.position import Position, Versions
 from millrace.core.schema import Schema
-from millrace.core.staged import FORMAT, Counts, LedgerEntry, Proof, Staged, entry_for
+from millrace.core.staged import FORMAT, CheckResult, Counts, LedgerEntry, Proof, Staged, entry_for
 from millrace.duck import engine, ledger
 from millrace.duck.clone import Clone, alone, gone, own, release
 from millrace.duck.digest import digest, types
@@ -326,6 +326,22 @@ class WarehouseTarget:
             date=request.date,
             detail=dict(detail or {}),
         )
+
+    def note_checks(self, clone: Clone, step: str, results: Sequence[CheckResult], *, anew: bool = False) -> None:
+        """Record in the clone what a step's checks found in it, so that it is published with what was checked.
+
+        Args:
+            clone: the run's clone.
+            step: whose results these are; those that it had before go.
+            results: what was found.
+            anew: those of all other steps go too: what they looked at was made again.
+        """
+        with alone, translated(str(clone.path), "recording the checks"):
+            connection = clone.connect()
+            try:
+                ledger.write_checks(connection, step, results, anew=anew)
+            finally:
+                connection.close()
 
     def opened(self, staged: Staged) -> Clone:
         """Return the clone that something was staged in.

@@ -134,6 +134,10 @@ class LakeTarget:
         """Return the arithmetic of source, asset and quarantine. Raises NotFound."""
         return quarantine.balance(self.folder(asset), self._manifest(asset, None))
 
+    def manifest(self, asset: AssetId, seq: int | None = None) -> Manifest:
+        """Return what a load did and what was proven of it, as of a seq or now. Raises NotFound."""
+        return self._manifest(asset, seq)
+
     def _manifest(self, asset: AssetId, seq: int | None) -> Manifest:
         folder = self.folder(asset)
         snapshot = log.open_table(folder)

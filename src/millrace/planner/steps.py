@@ -5,9 +5,9 @@ What a step's spec holds, by kind (paths are relative to the project folder):
     copy   {"copy": a CopySpec as JSON, "checks": {…}, "contract"}
     model  {"path", "kind", "key", "checks", "contract"}
     load   {"source": {"layer", "name"}, "table": {"layer", "name"}}
-    dbt    {"path": the dbt folder, "models": ["marts.fct_orders", …]}
+    dbt    {"path": the dbt folder, "models": ["marts.fct_orders", …], "shown": columns that pages read of them}
     gate   {"checks": {…}, "path"}
-    page   {"path"}
+    page   {"dashboard": the file's content, "columns": [{"asset", "column", "use", "place", "lines"}]}
 
 A lake asset that dbt reads is loaded into the warehouse under its own name (`silver.orders`), but it is another asset
 than the lake's: it is called `warehouse/silver.orders` in plans and ledgers.
@@ -24,11 +24,12 @@ from typing import Any, Protocol
 from millrace.core.names import AssetId, fingerprint
 from millrace.core.plan import Step
 from millrace.errors import Place, ProjectError, did_you_mean
-from millrace.project import AssetChecks, CopyTable, ModelFile, Project
+from millrace.project import AssetChecks, CopyTable, Dashboard, ModelFile, Project
+from millrace.project.dashboards import Column
 from millrace.project.copies import TableOptions
 from millrace.project.fields import RowContract
 from millrace.project.load import same_name
-from millrace.project.source import excerpt, together
+from millrace.project.source import Document, excerpt, together
 
 WAREHOUSE = "warehouse"
 """Name of the warehouse's target and of its publish group: all of it becomes visible in one step."""
@@ -116,21 +117,7 @@ def make_steps(project: Project, dbt: DbtGraph | None, inputs_of: InputsOf) -> M
     for checks in project.checks:
         maker.check(checks)
     for dashboard in project.dashboards:
-        page = AssetId(PAGES, dashboard.name)
-        code = _code("page", project.documents[dashboard.file].text)
-        maker.add(
-            Step(
-                key=f"page:{dashboard.name}",
-                kind="page",
-                label=f"{PAGES}/{dashboard.name}.html",
-                assets=(page,),
-                inputs=dashboard.content.assets(),
-                target=PAGES,
-                code=code,
-                spec={"path": dashboard.file},
-            ),
-            dashboard.place,
-        )
+        maker.page(dashboard)
     return maker.made()
 
 
@@ -267,7 +254,7 @@ class _Maker:
             target=WAREHOUSE,
             group=WAREHOUSE,
             code=_code("dbt", self.project.dbt_hash),
-            spec={"path": folder, "models": [str(model) for model in models]},
+            spec={"path": folder, "models": [str(model) for model in models], "shown": []},
         )
         self.add(step, place)
 
@@ -293,6 +280,27 @@ class _Maker:
             spec={"checks": checks.checks.to_json(), "path": checks.place.file},
         )
         self.add(step, checks.place)
+
+    def page(self, dashboard: Dashboard) -> None:
+        """Make a page's step. The columns it reads are dbt's to prove too, before anything of the warehouse is seen."""
+        document = self.project.documents[dashboard.file]
+        columns = [_column(column, document) for column in dashboard.content.columns()]
+        step = Step(
+            key=f"page:{dashboard.name}",
+            kind="page",
+            label=f"{PAGES}/{dashboard.name}.html",
+            assets=(AssetId(PAGES, dashboard.name),),
+            inputs=tuple(dashboard.content.reads()),
+            target=PAGES,
+            code=_code("page", document.text),
+            spec={"dashboard": dashboard.content.model_dump(mode="json", exclude_none=True), "columns": columns},
+        )
+        self.add(step, dashboard.place)
+        for key, maker in list(self.steps.items()):
+            if maker.kind == "dbt":
+                made = [column for column in columns if AssetId.parse(column["asset"]) in maker.assets]
+                spec = {**maker.spec, "shown": [*maker.spec["shown"], *made]}
+                self.steps[key] = replace(maker, spec=spec)
 
     def made(self) -> Made:
         """Return the steps after a look at every input."""
@@ -344,11 +352,8 @@ class _Maker:
             text = next(model.text for model in self.project.models if model.file == step.spec["path"])
             return find_input(text, asset, step.spec["path"])
         if step.kind == "page":
-            document = self.project.documents[step.spec["path"]]
-            charts = document.value.get("charts") or []
-            paths = [("asset",), *(("charts", index, "asset") for index in range(len(charts)))]
-            values = [document.value.get("asset"), *(chart.get("asset") for chart in charts)]
-            return document.place(paths[values.index(str(asset))])
+            dashboard = next(one for one in self.project.dashboards if one.name == step.assets[0].name)
+            return self.project.documents[dashboard.file].place(dashboard.content.reads()[asset])
         return self.places[step.key]
 
     def _checks_of(self, asset: AssetId) -> dict[str, Any]:
@@ -444,6 +449,18 @@ def _files_spec(options: TableOptions) -> dict[str, Any]:
     if options.archive:
         spec["archive"] = "" if options.archive is True else options.archive
     return {"pattern": options.files, **spec}
+
+
+def _column(column: Column, document: Document) -> dict[str, Any]:
+    """Return a column that a dashboard reads, with what an error about it shows of the file."""
+    place = document.place(column.path)
+    return {
+        "asset": str(column.asset),
+        "column": column.name,
+        "use": column.use,
+        "place": [place.file, place.line, place.column, place.length],
+        "lines": list(excerpt(document.text, place)),
+    }
 
 
 def _json(asset: AssetId) -> dict[str, str]:

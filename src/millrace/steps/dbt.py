@@ -11,11 +11,13 @@ from millrace.core.plan import Freshness, Step
 from millrace.core.ports import Context, StageRequest
 from millrace.core.schema import Schema
 from millrace.core.staged import CheckResult, Proof, Staged
+from millrace.dashboards.columns import check_columns
 from millrace.duck.warehouse import WarehouseTarget
+from millrace.steps.checking import querying
 from millrace.steps.resources import Resources
 from millrace.steps.versions import judge, pinned
 from millrace.steps.warehouse import warehouse_of
-from millrace.transform.dbt import DbtResult, build
+from millrace.transform.dbt import DbtResult, build, graph
 from millrace.transform.dbt_process import DbtEvent, DbtOptions
 
 TESTS = "tests"  # dbt's tests in the detail of the first of what a build staged
@@ -55,7 +57,7 @@ class DbtStep:
                     threads=self._resources.threads,
                 ),
             )
-            checks = _checks(step, result)
+            checks = self._checks(step, result)
             ctx.report.checks(checks)
             result.check()
             details = {asset: {TESTS: [check.to_json() for check in checks]} for asset in step.assets[:1]}
@@ -100,7 +102,41 @@ class DbtStep:
         tests = [CheckResult.from_json(check) for item in staged for check in item.detail.get(TESTS, ())]
         ctx.report.checks(tests)
         ctx.report.note(f"{len(tests)} tests")
+        self._check_pages(step, staged, warehouse)
+        if staged:  # gates come after it and add theirs
+            warehouse.note_checks(warehouse.opened(staged[0]), step.key, tests, anew=True)
         return tuple(warehouse.prove(item) for item in staged)
+
+    def _checks(self, step: Step, result: DbtResult) -> list[CheckResult]:
+        """Return dbt's tests as checks of what each looks at: journalled, shown and scored like all others."""
+        project = graph(self._resources.folder / str(step.spec["path"]), self._resources.cache)  # kept by its hash
+        looked_at = {test.unique_id: test.assets for test in project.tests}
+        other = step.assets[:1] or (AssetId("dbt", step.label),)
+        return [
+            CheckResult(
+                name=node.name,
+                asset=(looked_at.get(node.unique_id) or other)[0],
+                passed=CHECKED[node.status],
+                blocking=node.status == "fail",
+                failing=node.failures,
+                detail=node.message,
+            )
+            for node in result.tests
+            if node.status in CHECKED
+        ]
+
+    def _check_pages(self, step: Step, staged: Sequence[Staged], warehouse: WarehouseTarget) -> None:
+        """Refuse to publish tables that lack a column which a page shows. Raises ProjectError."""
+        wanted = step.spec.get("shown")
+        if not staged or not wanted:
+            return
+        clone = warehouse.opened(staged[0])
+        connection = clone.connect(read_only=True)
+        try:
+            query = querying(connection, str(clone.path))
+            check_columns(wanted, lambda sql: query(sql, ()))
+        finally:
+            connection.close()
 
 
 def environment(logical_time: str) -> Mapping[str, str]:
@@ -110,20 +146,3 @@ def environment(logical_time: str) -> Mapping[str, str]:
     """
     now = dt.datetime.fromisoformat(logical_time).astimezone(dt.UTC)
     return {"MILLRACE_LOGICAL_TIME": now.strftime("%Y-%m-%d %H:%M:%S")}
-
-
-def _checks(step: Step, result: DbtResult) -> list[CheckResult]:
-    """Return dbt's tests as checks, so that they are journalled, shown and scored like all others."""
-    asset = step.assets[0] if step.assets else AssetId("dbt", step.label)
-    return [
-        CheckResult(
-            name=node.name,
-            asset=asset,
-            passed=CHECKED[node.status],
-            blocking=node.status == "fail",
-            failing=node.failures,
-            detail=node.message,
-        )
-        for node in result.tests
-        if node.status in CHECKED
-    ]

@@ -40,7 +40,7 @@ class GateStep:
         connection = clone.connect(read_only=True)
         try:
             query = querying(connection, str(clone.path))
-            enforce_checks(
+            results = enforce_checks(
                 step.spec["checks"],
                 asset,
                 query,
@@ -50,4 +50,5 @@ class GateStep:
             )
         finally:
             connection.close()
+        warehouse.note_checks(clone, step.key, results)
         return ()

@@ -1,0 +1,77 @@
+"""The page of a real run: where its figures come from, and a dashboard that asks for what is not there."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from .house import Bases, House
+
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
+
+
+def foot(house: House) -> dict[str, str]:
+    """Return the rows of the page's foot as text, by asset."""
+    html = (house.folder / "pages/days.html").read_text()
+    rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', html.partition("<footer")[2], re.DOTALL)
+    return {name: " ".join(unescape(re.sub(r"<[^>]*>", " ", cells)).split()) for name, cells in rows}
+
+
+def test_the_foot_names_each_load_with_its_proof_and_checks(bases: Bases, tmp_path: Path) -> None:
+    with bases.copy("dbt", tmp_path, ran=True) as house:
+        before = foot(house)
+        assert list(before) == ["marts.agg_days", "silver.orders", "bronze.orders"]
+        checks = house.folder / "checks/marts.yaml"
+        checks.write_text(checks.read_text() + "  between: {orders: {min: 2, max: 3, severity: warn}}\n")
+        house.source("update orders set quantity = 1, updated_at = now() where order_id = 7")
+        assert house.again()["page:days"] == "published"
+        after = foot(house)
+        assert re.match(r"\d+ 2 \S+ \S+ UTC built from the loads below 2 of 3 passed between", after["marts.agg_days"])
+        assert "600 2 " in after["silver.orders"]
+        assert "files equal to the query's result; in the warehouse equal to the lake" in after["silver.orders"]
+        assert "what this load brought is equal to the source, every row none none" in after["bronze.orders"]
+        assert "equal to the source, every row none none" in before["bronze.orders"]
+        # newer loads that the page does not show leave it as it is: it says what its figures come from
+        house.source("update orders set quantity = 2, updated_at = now() where order_id = 7")
+        house.again("copy:bronze.orders")
+        assert house.again("page:days") == {"page:days": "fresh"}
+        assert foot(house) == after
+        page = (house.folder / "dashboards/days.yaml").read_text()
+        (house.folder / "dashboards/days.yaml").write_text(page.replace("title: Days", "title: Some days"))
+        assert house.again("page:days") == {"page:days": "published"}
+        assert foot(house) == after
+
+
+def test_a_missing_column_stops_the_warehouse_and_the_page(bases: Bases, tmp_path: Path) -> None:
+    with bases.copy("dbt", tmp_path, ran=True) as house:
+        before = house.state()
+        dashboard, model = house.folder / "dashboards/days.yaml", house.folder / "dbt/models/marts/agg_days.sql"
+        good, text = dashboard.read_text(), model.read_text()
+        # the model loses what the page shows: nothing of the warehouse is published
+        model.write_text(text.replace("as revenue", "as revenues"))
+        failed = house.run()
+        assert failed.code == 2
+        assert 'marts.agg_days has no column "revenue"' in failed.all
+        assert "dashboards/days.yaml:5:34" in failed.all
+        assert 'did you mean "revenues"?' in failed.all
+        assert house.state() == before
+        assert house.leftovers() == []
+        # the dashboard alone is wrong: the page stays
+        model.write_text(text)
+        dashboard.write_text(good.replace("y: revenue", "y: revenu"))
+        failed = house.run()
+        assert failed.code == 2
+        assert "dashboards/days.yaml:6:64" in failed.all
+        assert house.state() == before
+        # and one of an asset that nothing makes is refused before anything runs
+        dashboard.write_text(good.replace("asset: marts.agg_days", "asset: marts.agg_day"))
+        failed = house.run()
+        assert failed.code == 2
+        assert "dashboards/days.yaml:3:8" in failed.all
+        assert 'did you mean "marts.agg_days"?' in failed.all
+        dashboard.write_text(good)
+        house.again()
+        assert house.state() == before
