@@ -25,8 +25,8 @@ from millrace.core.names import AssetId, fingerprint
 from millrace.core.plan import Step
 from millrace.errors import Place, ProjectError, did_you_mean
 from millrace.project import AssetChecks, CopyTable, Dashboard, ModelFile, Project
-from millrace.project.dashboards import Column
 from millrace.project.copies import TableOptions
+from millrace.project.dashboards import Column
 from millrace.project.fields import RowContract
 from millrace.project.load import same_name
 from millrace.project.source import Document, excerpt, together
@@ -449,18 +449,6 @@ def _files_spec(options: TableOptions) -> dict[str, Any]:
     if options.archive:
         spec["archive"] = "" if options.archive is True else options.archive
     return {"pattern": options.files, **spec}
-
-
-def _column(column: Column, document: Document) -> dict[str, Any]:
-    """Return a column that a dashboard reads, with what an error about it shows of the file."""
-    place = document.place(column.path)
-    return {
-        "asset": str(column.asset),
-        "column": column.name,
-        "use": column.use,
-        "place": [place.file, place.line, place.column, place.length],
-        "lines": list(excerpt(document.text, place)),
-    }
 
 
 def _json(asset: AssetId) -> dict[str, str]:
