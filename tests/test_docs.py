@@ -149,14 +149,17 @@ def keys(schema: object) -> set[str]:
 
 
 def commands() -> dict[str, Any]:
-    """Return the commands of the command line."""
+    """Return the commands of the command line; those of a group under both names."""
     import typer.main
 
-    from millrace.cli import copying, demo, looking, projects  # noqa: F401 - they register their commands
+    from millrace.cli import copying, demo, looking, projects, quarantine  # noqa: F401 - they register their commands
     from millrace.cli.main import app
 
-    group = typer.main.get_command(app)
-    return dict(sorted(group.commands.items()))  # type: ignore[attr-defined]
+    found: dict[str, Any] = {}
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        parts = getattr(command, "commands", None)
+        found |= {name: command} if parts is None else {f"{name} {part}": one for part, one in parts.items()}
+    return dict(sorted(found.items()))
 
 
 def commands_page() -> str:
@@ -236,7 +239,8 @@ def test_commands_in_examples_exist() -> None:
                     wrong.append(f"{name_of(page)}: {part.strip()}")
                 if words[:1] == ["millrace"] and len(words) > 1 and not words[1].startswith("-"):
                     options = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
-                    if words[1] not in known or not options <= known[words[1]]:
+                    name = " ".join(words[1:3]) if " ".join(words[1:3]) in known else words[1]
+                    if name not in known or not options <= known[name]:
                         wrong.append(f"{name_of(page)}: {part.strip()}")
     assert not wrong
 

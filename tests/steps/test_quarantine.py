@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 
 from millrace.app import open_house
+from millrace.app.quarantine import drop, replay
 from millrace.core.names import AssetId
 from millrace.engine.records import RunResult
+from millrace.engine.session import RunOptions
+from millrace.errors import UsageError
 from millrace.lake.quarantine import Entry
 from millrace.lake.target import LakeTarget
 
@@ -70,9 +72,9 @@ class Shop:
         """Change rows as their application does: with a new time."""
         self.execute(f"update orders set {change}, updated_at = now() where {where}")
 
-    def run(self, **options: Any) -> RunResult:
-        with open_house(self.folder, **options) as house:
-            return house.run(house.plan(), show_as="silent")
+    def run(self, full_refresh: bool = False) -> RunResult:
+        with open_house(self.folder, full_refresh=full_refresh) as house:
+            return house.run(house.plan(), options=RunOptions(full_refresh=full_refresh), show_as="silent")
 
     def ids(self, asset: AssetId = BRONZE) -> set[int]:
         with open_house(self.folder) as house:
@@ -233,3 +235,110 @@ def test_frozen_columns(shop: Shop, change: str, told: str) -> None:
     shop.write("copies/shop_db.yaml", text[: text.index("    checks")].replace("freeze", "evolve"))
     assert shop.run().exit_code == 0, "evolve: taken as they are"
     assert len(shop.ids()) == 200
+
+
+def replayed(shop: Shop, *ids: str, asset: AssetId = BRONZE, **changes: str) -> RunResult:
+    with open_house(shop.folder) as house:
+        return replay(house, asset, ids, changes)
+
+
+@pytest.mark.parametrize("mode", ["full", "incremental"])
+def test_a_fix_is_replayed_and_stays(shop: Shop, mode: str) -> None:
+    shop.copies(mode)
+    shop.write("models/silver/orders.sql", MODEL)
+    shop.write("models/silver/orders.yaml", "kind: upsert\nkey: order_id\n")
+    shop.run()
+    (step,) = replayed(shop, shop.entries()["17"].id[:6], amount="12.50", status="paid").steps
+    assert (step.status, step.error) == ("published", None)
+    assert (shop.amount(17), shop.amount(17, SILVER)) == (["12.50"], [])
+    assert shop.statuses() == {"17": "replayed", "40": "open"}
+    balance = shop.lake.balance(BRONZE)
+    assert (balance.source, balance.asset, balance.agree) == (200, 199, True)
+    result = shop.run()
+    assert result["copy:bronze.orders"].status == "fresh", "the source has not moved"
+    assert shop.amount(17, SILVER) == ["12.50"], "what is made from it follows"
+    shop.touch("amount = 5.5", "order_id = 5")
+    for full_refresh in (False, True):
+        assert shop.run(full_refresh)["copy:bronze.orders"].status == "published"
+        assert (shop.amount(17), shop.amount(5)) == (["12.50"], ["5.50"]), "the unchanged bad row undoes nothing"
+        assert shop.lake.balance(BRONZE).agree
+    shop.touch("amount = 17", "order_id = 17")
+    shop.run()
+    assert (shop.amount(17), shop.statuses()) == ([], {"17": "open", "40": "open"}), "another bad version: another row"
+    shop.touch("status = 'paid'", "order_id = 17")
+    shop.run()
+    assert (shop.amount(17), shop.statuses()) == (["17.00"], {"40": "open"})
+
+
+def test_what_still_breaks_the_rules_stays_open(shop: Shop) -> None:
+    shop.copies("incremental")
+    shop.run()
+    seq = shop.lake.ledger(BRONZE).seq  # type: ignore[union-attr]
+    (error,) = replayed(shop, status="paid").errors
+    assert error.code == "ContractBroken"
+    assert "nothing of bronze.orders was replayed: 2 rows still break the contract" in str(error)
+    assert "amount is -12.50, must be in 0 … 1,000,000" in str(error)
+    assert shop.lake.ledger(BRONZE).seq == seq  # type: ignore[union-attr]
+    (step,) = replayed(shop, customer="somebody").steps
+    assert any(note.startswith("stays open: ") and "amount is -12.50" in note for note in step.notes)
+    assert shop.statuses() == {"17": "open", "40": "replayed"}
+    for wrong, why in (
+        ({"amount": "1.005"}, "does not fit"),
+        ({"order_id": "7"}, "in the key"),
+        ({"amont": "1"}, "no column"),
+    ):
+        (error,) = replayed(shop, **wrong).errors
+        assert (error.code, why in str(error)) == ("UsageError", True)
+    (error,) = replayed(shop, shop.entries()["40"].id).errors
+    assert "is replayed already" in str(error)
+    (error,) = replayed(shop, "zzz").errors
+    assert error.code == "NotFound"
+
+
+def test_stricter_rules_open_a_replayed_entry_again(shop: Shop) -> None:
+    shop.copies("full")
+    shop.run()
+    replayed(shop, shop.entries()["17"].id, amount="500000", status="paid")
+    assert shop.amount(17) == ["500000.00"]
+    text = (shop.folder / "copies/shop_db.yaml").read_text()
+    shop.write("copies/shop_db.yaml", text.replace("1000000", "1000"))
+    assert shop.run().exit_code == 0
+    assert (shop.amount(17), shop.statuses()) == ([], {"17": "open", "40": "open"})
+
+
+@pytest.mark.parametrize("mode", ["full", "incremental"])
+def test_dropped_entries_ask_no_more(shop: Shop, mode: str) -> None:
+    shop.copies(mode)
+    shop.run()
+    with open_house(shop.folder) as house:
+        (step,) = drop(house, BRONZE, [shop.entries()["17"].id]).steps
+    assert (step.status, step.entries[0].quarantined, step.entries[0].level) == (
+        "published",
+        1,
+        "table",
+    )
+    assert shop.run().counts == {"fresh": 1}
+    shop.touch("amount = 5.5", "order_id = 5")
+    shop.run()
+    shop.run(full_refresh=True)
+    assert (shop.statuses(), shop.ids()) == ({"17": "dropped", "40": "open"}, ALL - {17, 40})
+    assert shop.lake.balance(BRONZE).agree
+    shop.touch("amount = 17, status = 'paid'", "order_id = 17")
+    shop.run()
+    assert (shop.statuses(), shop.ids()) == ({"40": "open"}, ALL - {40})
+
+
+def test_rows_of_a_model_are_not_replayed(shop: Shop) -> None:
+    shop.execute("delete from orders where order_id > 155")
+    shop.copies("incremental")
+    shop.write("models/silver/orders.sql", MODEL)
+    shop.write("models/silver/orders.yaml", OPTIONS % ("full", "tenth < 14.9"))
+    shop.run()
+    with pytest.raises(UsageError, match="made by a model"):
+        replayed(shop, asset=SILVER)
+    with open_house(shop.folder) as house:
+        drop(house, SILVER, [])
+    assert set(shop.statuses(SILVER).values()) == {"dropped"}
+    shop.touch("amount = 5.5", "order_id = 5")
+    shop.run()
+    assert set(shop.statuses(SILVER).values()) == {"dropped"}, "kept by key and digest"

@@ -158,4 +158,10 @@ def step_kinds(resources: Resources) -> Mapping[str, StepKind]:
 
         return make
 
-    return Lazy({point.name: maker(point) for point in entry_points(group=KIND_GROUP)})
+    def quarantine() -> StepKind:
+        from millrace.steps.quarantine import QuarantineStep
+
+        return QuarantineStep(resources)
+
+    # no plan has a step of this kind, so it is no entry point
+    return Lazy({"quarantine": quarantine, **{point.name: maker(point) for point in entry_points(group=KIND_GROUP)}})

@@ -186,6 +186,7 @@ class LakeTarget:
         bad: pa.Table | None = None,
         whole: bool = False,
         reopened: Collection[str] = (),
+        state: pa.Table | None = None,
     ) -> Staged:
         """Stage an upsert: the files that a real change touches are rewritten, the others stay.
 
@@ -202,6 +203,7 @@ class LakeTarget:
             bad: rows of the source to set aside, as `LakeStage.set_aside` takes them; older rows of their keys go.
             whole: changes and bad rows are all rows of the source.
             reopened: ids of replayed entries whose fixed rows do not stand any more.
+            state: the complete quarantine afterwards, when the changes are fixed rows of its entries.
 
         Raises:
             KeyInvalid: no key, a null in one, or the same key twice.
@@ -229,6 +231,9 @@ class LakeTarget:
                 f"the columns of {asset} are not those of its changes", hint="load it anew: --full-refresh"
             )
         check_foreign(folder, request.asset, snapshot, manifest)
+        if state is not None:
+            stage.put_state(state)
+            return Upsert(folder, stage, snapshot, files, keys, sql).run(position, expected or {}, detail or {})
         with tempfile.TemporaryDirectory(prefix="millrace-") as scratch:
             more = self._aside(folder, stage, manifest, bad, [*files, *keys], sql, whole, reopened, Path(scratch))
             files, keys = [*files, *more[0]], [*keys, *more[1]]

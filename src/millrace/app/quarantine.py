@@ -1,0 +1,155 @@
+"""`millrace quarantine`: what was set aside, how the sums add up, and loads that replay or drop entries."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from millrace.app.house import House
+from millrace.core.names import AssetId
+from millrace.core.plan import Plan, Step
+from millrace.errors import NotFound, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from millrace.engine.records import RunResult
+    from millrace.lake.quarantine import Balance, Entry
+    from millrace.lake.target import LakeTarget
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The quarantine of one asset.
+
+    Attributes:
+        since: when the oldest open entry was set aside, ISO 8601 UTC; None: none is open.
+        reasons: open entries by the rule that they broke.
+    """
+
+    asset: AssetId
+    balance: Balance
+    since: str | None
+    reasons: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        found = self.balance
+        return {
+            "asset": str(self.asset),
+            "open": found.open,
+            "replayed": found.replayed,
+            "dropped": found.dropped,
+            "since": self.since,
+            "reasons": dict(self.reasons),
+            "source_rows": found.source,
+            "asset_rows": found.asset,
+            "digests_agree": found.agree,
+        }
+
+
+def held(house: House, asset: AssetId | None = None) -> list[Held]:
+    """Return the quarantines that are not empty, in the plan's order, or that of one asset, empty or not.
+
+    Raises:
+        NotFound: no step makes the asset, or it was never published.
+        UsageError: it does not live in the lake.
+    """
+    if asset is not None:
+        _step(house, asset)
+        return [_held(_lake(house), asset)]
+    if "lake" not in house.runtime.targets:
+        return []
+    lake = _lake(house)
+    assets = [asset for step in house.whole.steps if step.target == "lake" for asset in step.assets]
+    published = [asset for asset in assets if lake.ledger(asset) is not None]
+    return [found for found in (_held(lake, asset) for asset in published) if sum(_counts(found.balance))]
+
+
+def _counts(balance: Balance) -> tuple[int, int, int]:
+    return balance.open, balance.replayed, balance.dropped
+
+
+def _held(lake: LakeTarget, asset: AssetId) -> Held:
+    waiting = [entry for entry in lake.entries(asset) if entry.status == "open"]
+    since = min((entry.since for entry in waiting), default=None)
+    reasons = Counter(entry.rule or entry.reason for entry in waiting)
+    return Held(asset, lake.balance(asset), None if since is None else since.isoformat(), dict(reasons.most_common()))
+
+
+def entries(house: House, asset: AssetId, entry: str | None = None) -> list[Entry]:
+    """Return an asset's entries, or those whose id begins with a text.
+
+    Raises:
+        NotFound: no such asset or entry.
+        UsageError: the asset does not live in the lake.
+    """
+    _step(house, asset)
+    found = [one for one in _lake(house).entries(asset) if one.id.startswith(entry or "")]
+    if entry is not None and not found:
+        hint = f"see: millrace quarantine show {asset}"
+        raise NotFound(f"{entry} is no entry of the quarantine of {asset}", hint=hint)
+    return found
+
+
+def replay(house: House, asset: AssetId, ids: Sequence[str], changes: Mapping[str, str]) -> RunResult:
+    """Put entries' rows into the asset, with columns set, where they hold the rules now.
+
+    Args:
+        house: the project.
+        asset: copied from a connection.
+        ids: of open entries, or their beginnings; none: all open ones.
+        changes: new values by column, as text; `null` is no value.
+
+    Raises:
+        UsageError: the asset is made by a model: the fix belongs into what it is made from.
+        NotFound: no such asset.
+    """
+    step = _step(house, asset)
+    if step.kind == "model":
+        raise UsageError(
+            f"{asset} is made by a model: a row fixed here would be gone with its next run",
+            where=str(step.spec["path"]),
+            hint=f"mend the model or what it reads, then: millrace run --select {asset}",
+        )
+    return _run(house, step, {"action": "replay", "entries": list(ids), "set": dict(changes)})
+
+
+def drop(house: House, asset: AssetId, ids: Sequence[str]) -> RunResult:
+    """Give entries up: they count as dealt with as long as their source rows stay as they are.
+
+    Args:
+        house: the project.
+        asset: of the lake.
+        ids: of open entries, or their beginnings; none: all open ones.
+
+    Raises:
+        NotFound: no such asset.
+    """
+    return _run(house, _step(house, asset), {"action": "drop", "entries": list(ids), "set": {}})
+
+
+def _run(house: House, step: Step, asked: Mapping[str, Any]) -> RunResult:
+    """Run one load in the place of the step that makes the asset: under its key, so that both exclude each other."""
+    told = {name: step.spec[name] for name in ("checks", "contract") if name in step.spec}
+    load = replace(step, kind="quarantine", inputs=(), after=(), spec={**told, **asked})
+    return house.run(Plan((load,)), show_as="silent")
+
+
+def _lake(house: House) -> LakeTarget:
+    from millrace.lake.target import LakeTarget
+
+    lake = house.runtime.target("lake")
+    assert isinstance(lake, LakeTarget)  # noqa: S101 - wired in house
+    return lake
+
+
+def _step(house: House, asset: AssetId) -> Step:
+    """Return the step that makes an asset of the lake. Raises NotFound, UsageError."""
+    found = next((step for step in house.whole.steps if asset in step.assets), None)
+    if found is None:
+        known = [str(one) for step in house.whole.steps if step.target == "lake" for one in step.assets]
+        raise NotFound(f"nothing makes {asset}", hint=did_you_mean(str(asset), known) or "see: millrace status")
+    if found.target != "lake":
+        raise UsageError(f"{asset} does not live in the lake, so it has no quarantine")
+    return found
