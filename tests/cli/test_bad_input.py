@@ -148,6 +148,26 @@ def test_unreachable_hosts(millrace: Any, source: str) -> None:
         one_error(millrace("diff", "env:SRC", "accounts", "env:DST", SRC=source, DST=url), 1, says, "env:DST")
 
 
+def test_what_can_be_read_is_shown_beside_what_cannot(millrace: Any, source: str, db18: str, tmp_path: Path) -> None:
+    small.write(tmp_path)
+    names = {"SRC": source, "DST": db18}
+    assert millrace("run", **names).code == 0
+    away = {**names, "DST": "postgresql://someone@127.0.0.1:1/x"}
+    for command in ("status", "plan"):
+        done = millrace(command, **away)
+        one_error(done, 1, "cannot connect to dst: nothing listens there")
+        shown = {line.split()[1 if command == "plan" else 0]: line for line in done.out.splitlines() if "acc" in line}
+        assert shown.keys() == {"bronze.accounts", "raw.accounts", "silver.accounts"}
+        assert [name for name, line in shown.items() if "unknown: cannot connect to dst" in line] == ["raw.accounts"]
+    told = {entry["asset"]: entry for entry in json.loads(millrace("status", "--json", **away).out)}
+    assert told["raw.accounts"]["error"]["code"] == "ConnectionRefused"
+    assert told["silver.accounts"]["published"]["rows"] == 300
+    lost = millrace("plan", **{**names, "SRC": away["DST"]})
+    one_error(lost, 1, "cannot connect to src")
+    assert "silver.accounts  because bronze.accounts may change" in lost.out
+    assert "1 step would run, 0 fresh, 2 unknown" in lost.out
+
+
 @pytest.mark.parametrize(
     ("table", "options", "code", "says"),
     [

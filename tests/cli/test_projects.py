@@ -73,10 +73,10 @@ def ran(pg15: PostgresServer, pg18: PostgresServer, tmp_path_factory: pytest.Tem
 
 
 def test_init_validate_and_the_templates(tmp_path: Path) -> None:
-    assert "next:" in ok(tmp_path, "init", "shop")
+    assert "set:  export SHOP_DB_URL=postgresql://" in ok(tmp_path, "init", "shop")
     assert (tmp_path / "shop/millrace.yaml").read_text().splitlines()[1] == "name: shop"
     assert "nothing is wrong" in ok(tmp_path / "shop", "validate")
-    ok(tmp_path, "init", "empty", "--template", "blank")
+    assert "name a connection" in ok(tmp_path, "init", "empty", "--template", "blank")
     assert json.loads(ok(tmp_path / "empty", "validate", "--json")) == {
         "project": "empty",
         "environment": "dev",

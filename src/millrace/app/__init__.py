@@ -4,7 +4,7 @@ from millrace.app.copying import CopyOutcome, copy_dry_run, copy_table, diff_tab
 from millrace.app.doctor import Finding, examine
 from millrace.app.extras import require as require_extras
 from millrace.app.house import House, QueryResult, open_house
-from millrace.app.scaffold import init_from_database, init_project, write_schemas
+from millrace.app.scaffold import init_from_database, init_project, variables_of, write_schemas
 from millrace.steps.spec import CopyOptions
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "init_project",
     "open_house",
     "require_extras",
+    "variables_of",
     "write_schemas",
 ]

@@ -54,7 +54,9 @@ class LookingContext:
         return False
 
 
-def explain(runtime: Runtime, whole: Plan, plan: Plan, logical_time: str | None = None) -> list[tuple[Step, Freshness]]:
+def explain(
+    runtime: Runtime, whole: Plan, plan: Plan, logical_time: str | None = None
+) -> list[tuple[Step, Freshness | MillraceError]]:
     """Ask every step of a plan whether it is fresh; what depends on a change changes too.
 
     Args:
@@ -62,16 +64,28 @@ def explain(runtime: Runtime, whole: Plan, plan: Plan, logical_time: str | None 
         whole: the project's whole plan, to know who makes what.
         plan: the steps to explain.
         logical_time: "now" of the run, ISO 8601 UTC.
+
+    Returns:
+        The plan's steps, each with its answer, or with the error for which it cannot be asked.
     """
     now = logical_time or dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     changing: set[AssetId] = set()
-    found = []
+    unknown: set[AssetId] = set()
+    found: list[tuple[Step, Freshness | MillraceError]] = []
     for step in plan.steps:
-        upstream = next((asset for asset in step.inputs if asset in changing), None)
+        upstream = next((f"{asset} changes" for asset in step.inputs if asset in changing), None)
+        upstream = upstream or next((f"{asset} may change" for asset in step.inputs if asset in unknown), None)
         context = LookingContext(runtime, whole, step, now)
-        freshness = runtime.kinds[step.kind].fresh(step, context)
+        try:
+            freshness = runtime.kinds[step.kind].fresh(step, context)
+        except MillraceError as error:
+            if error.exit_code != 1:  # the project is wrong
+                raise
+            unknown.update(step.assets)
+            found.append((step, error))
+            continue
         if freshness.fresh and upstream is not None:
-            freshness = Freshness(False, f"{upstream} changes", None, freshness.publishes, freshness.proves)
+            freshness = Freshness(False, upstream, None, freshness.publishes, freshness.proves)
         if not freshness.fresh:
             changing.update(step.assets)
         found.append((step, freshness))

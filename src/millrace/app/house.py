@@ -20,7 +20,7 @@ from millrace.core.names import AssetId
 from millrace.core.plan import Freshness, Plan, Step
 from millrace.core.ports import Target
 from millrace.core.staged import LedgerEntry
-from millrace.errors import UsageError, did_you_mean
+from millrace.errors import AuthenticationFailed, ConnectionRefused, MillraceError, UsageError, did_you_mean
 from millrace.project import Project, load_project
 
 if TYPE_CHECKING:
@@ -195,8 +195,8 @@ class House:
             spec["copy"] = {**spec["copy"], **{name: True for name, lifted in self._lifted.items() if lifted}}
         return spec
 
-    def explain(self, plan: Plan) -> list[tuple[Step, Freshness]]:
-        """Say what a run of a plan would do, and why."""
+    def explain(self, plan: Plan) -> list[tuple[Step, Freshness | MillraceError]]:
+        """Say what a run of a plan would do, and why: see `explain.explain`."""
         self._require_extras()
         return explain(self.runtime, self.whole, plan)
 
@@ -278,12 +278,37 @@ class House:
             )
 
     def entries(self) -> list[tuple[Step, AssetId, LedgerEntry | None]]:
-        """Return every asset of the project with the step that makes it and its last publish."""
+        """Return every asset of the project with the step that makes it and its last publish.
+
+        Raises:
+            MillraceError: the first target that cannot be read.
+        """
+        entries = []
+        for step, asset, found in self.outlook():
+            if isinstance(found, MillraceError):
+                raise found
+            entries.append((step, asset, found))
+        return entries
+
+    def outlook(self) -> list[tuple[Step, AssetId, LedgerEntry | MillraceError | None]]:
+        """Return what `entries` does, with the error in place of an entry that cannot be read. Raises ProjectError."""
+        away: dict[str, MillraceError] = {}
         return [
-            (step, asset, self.runtime.target(step.target).ledger(asset))
-            for step in self.whole.steps
-            for asset in step.assets
+            (step, asset, self._entry(step.target, asset, away)) for step in self.whole.steps for asset in step.assets
         ]
+
+    def _entry(self, target: str, asset: AssetId, away: dict[str, MillraceError]) -> LedgerEntry | MillraceError | None:
+        """Return an asset's last publish, or why it cannot be read; a target that is away is not waited for again."""
+        if target in away:
+            return away[target]
+        try:
+            return self.runtime.target(target).ledger(asset)
+        except MillraceError as error:
+            if error.exit_code != 1:  # the project is wrong
+                raise
+            if isinstance(error, ConnectionRefused | AuthenticationFailed):
+                away[target] = error
+            return error
 
     def query(self, sql: str, limit: int) -> QueryResult:
         """Run one SELECT over the lake's files and the published warehouse, read-only.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from millrace.app.from_database import Proposed
 
 TEMPLATES = ("ecommerce", "blank")
+_VARIABLE = re.compile(r"(?m)^[^#\n]*\$\{env:(\w+)\}")
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 
 
@@ -49,6 +50,11 @@ def init_project(folder: Path, template: str) -> list[Path]:
     manifest = Path("millrace.yaml")
     texts[manifest] = re.sub(r"(?m)^name: .*$", f"name: {name}", texts[manifest], count=1)
     return write_whole(folder, texts)
+
+
+def variables_of(folder: Path) -> list[str]:
+    """Return the environment variables that a new project's manifest reads."""
+    return list(dict.fromkeys(_VARIABLE.findall((folder / "millrace.yaml").read_text("utf-8"))))
 
 
 def init_from_database(folder: Path, database: str, schemas: Sequence[str]) -> tuple[list[Path], Proposed]:

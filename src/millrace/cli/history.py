@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from typing import Any
 
 from millrace.app import House
 from millrace.cli import show
 from millrace.core.names import short_run
+from millrace.core.staged import LedgerEntry
+from millrace.errors import MillraceError
 
 
 def _when(time: str | None) -> str:
@@ -93,13 +96,17 @@ def print_run(house: House, run: str, *, as_json: bool) -> None:
     )
 
 
-def print_status(house: House, *, as_json: bool) -> None:
-    """Print every asset: load, rows, proof, age, and which inputs have moved on since."""
-    found = house.entries()
-    latest = {str(asset): entry.seq for _, asset, entry in found if entry is not None}
+def print_status(house: House, *, as_json: bool) -> Sequence[MillraceError]:
+    """Print every asset: load, rows, proof, age, and which inputs have moved on; return why some cannot be read."""
+    found = house.outlook()
+    latest = {str(asset): entry.seq for _, asset, entry in found if isinstance(entry, LedgerEntry)}
     rows: list[tuple[Any, ...]] = []
     data: list[dict[str, Any]] = []
     for step, asset, entry in found:
+        if isinstance(entry, MillraceError):
+            rows.append((str(asset), step.kind, None, None, "–", "–", f"unknown: {entry.what}"))
+            data.append({"asset": str(asset), "error": entry.to_json()})
+            continue
         if entry is None:
             rows.append((str(asset), step.kind, None, None, "–", "–", "never published"))
             data.append({"asset": str(asset), "published": None})
@@ -113,6 +120,7 @@ def print_status(house: House, *, as_json: bool) -> None:
         data.append({"asset": str(asset), "published": entry.to_json(), "behind": behind})
     if as_json:
         show.as_json(data)
-        return
-    numeric = (False, False, True, True, False, False, False)
-    show.table(rows, ("asset", "by", "load", "rows", "proof", "published", ""), numeric)
+    else:
+        numeric = (False, False, True, True, False, False, False)
+        show.table(rows, ("asset", "by", "load", "rows", "proof", "published", ""), numeric)
+    return [entry for _, _, entry in found if isinstance(entry, MillraceError)]

@@ -59,12 +59,15 @@ def runs(
 
 @app.command("status", epilog="\n[bold]Example[/bold]\n\n  millrace status\n")
 def status(folder: Folder = None, env: Env = None, json: Json = False) -> None:
-    """Show every asset: last load, rows, proof, age, and which are behind."""
+    """Show every asset: last load, rows, proof, age, and which are behind. Exit code 1 when one cannot be read."""
     from millrace.app import open_house
     from millrace.cli.history import print_status
 
     with open_house(folder, env) as house:
-        print_status(house, as_json=json)
+        failed = print_status(house, as_json=json)
+    if failed:
+        show.errors(failed, json_wanted=json)
+        raise typer.Exit(1)
 
 
 @app.command("doctor", epilog="\n[bold]Example[/bold]\n\n  millrace doctor --env prod\n")

@@ -7,12 +7,15 @@ from typing import Any
 
 from millrace.cli import show
 from millrace.core.plan import Freshness, Step
+from millrace.errors import MillraceError
 
 
-def plan_json(explained: Sequence[tuple[Step, Freshness]]) -> list[dict[str, Any]]:
+def plan_json(explained: Sequence[tuple[Step, Freshness | MillraceError]]) -> list[dict[str, Any]]:
     """Return a plan as JSON types."""
     return [
-        {
+        {**step.to_json(), "error": found.to_json()}
+        if isinstance(found, MillraceError)
+        else {
             **step.to_json(),
             "fresh": found.fresh,
             "reason": found.reason,
@@ -24,15 +27,22 @@ def plan_json(explained: Sequence[tuple[Step, Freshness]]) -> list[dict[str, Any
     ]
 
 
-def print_plan(explained: Sequence[tuple[Step, Freshness]]) -> None:
+def print_plan(explained: Sequence[tuple[Step, Freshness | MillraceError]]) -> None:
     """Print one line a step: what, whether, why; and for those that run, how they publish and what they prove."""
     if not explained:
         show.out(" nothing to do: the project has no steps")
         return
     kinds = max(len("skip"), *(len(step.kind) for step, _ in explained))
     labels = max(len(step.label) for step, _ in explained)
+    fresh = unknown = 0
     for step, found in explained:
+        if isinstance(found, MillraceError):
+            unknown += 1
+            line = f" {step.kind.ljust(kinds)}  {step.label.ljust(labels)}  unknown: {show.plain(found.what)}"
+            show.out(show.painted(line, "red"))
+            continue
         if found.fresh:
+            fresh += 1
             line = f" {'skip'.ljust(kinds)}  {step.label.ljust(labels)}  fresh: {found.reason}"
             show.out(show.painted(line, "grey"))
             continue
@@ -41,6 +51,6 @@ def print_plan(explained: Sequence[tuple[Step, Freshness]]) -> None:
         more = "; ".join(part for part in (found.publishes, f"proves: {found.proves}" if found.proves else "") if part)
         if more:
             show.out(show.painted(f" {' ' * kinds}  {' ' * labels}  {more}", "grey"))
-    running = sum(not found.fresh for _, found in explained)
+    more = f", {unknown} unknown" if unknown else ""
     show.out()
-    show.out(f" {show.count(running, 'step')} would run, {len(explained) - running} fresh")
+    show.out(f" {show.count(len(explained) - fresh - unknown, 'step')} would run, {fresh} fresh{more}")

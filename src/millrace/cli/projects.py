@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ import typer
 from millrace.cli import show
 from millrace.cli.main import app
 from millrace.cli.options import Env, Folder, Json, Pipeline, Select
-from millrace.errors import UsageError
+from millrace.errors import MillraceError, UsageError
 
 if TYPE_CHECKING:
     from millrace.app.from_database import Proposed
@@ -49,14 +50,15 @@ def init(
     ] = None,
 ) -> None:
     """Write a new project from a template, or from a live database's catalogue."""
-    from millrace.app import init_from_database, init_project
+    from millrace.app import init_from_database, init_project, variables_of
 
     if source is None:
         if schema:
             raise UsageError("--schema says what to read, and there is no --from", hint="add --from env:NAME")
         written = init_project(name, template or "ecommerce")
         show.out(f" {show.count(len(written), 'file')} in {name}")
-        show.out(" next: put the connection into .env or the environment, then: millrace validate, millrace run")
+        show.out(f" {_next(name, variables_of(name))}")
+        show.out(f" then: {_inside(name)}millrace validate && millrace run")
         return
     if template is not None:
         raise UsageError("a project comes from a template or from a database", hint="leave out --template or --from")
@@ -66,7 +68,20 @@ def init(
     show.out(f" {show.count(found.copied, 'table')} to copy{left_out}")
     show.out()
     show.out(f" {_setting(name, found)}")
-    show.out(f" then: {'' if name.resolve() == Path.cwd() else f'cd {name} && '}millrace validate && millrace run")
+    show.out(f" then: {_inside(name)}millrace validate && millrace run")
+
+
+def _inside(folder: Path) -> str:
+    """Return what goes into a folder, before a command that runs there."""
+    return "" if folder.resolve() == Path.cwd() else f"cd {folder} && "
+
+
+def _next(folder: Path, variables: Sequence[str]) -> str:
+    """Return the sentence that says what a template's project still needs."""
+    if not variables:
+        return f"name a connection and what to copy: {folder / 'millrace.yaml'} shows how"
+    exports = "\n       ".join(f"export {name}=postgresql://user@host:5432/database" for name in variables)
+    return f"set:  {exports}\n       or the same without export in {folder / '.env'}"
 
 
 def _setting(folder: Path, found: Proposed) -> str:
@@ -135,6 +150,9 @@ def plan(
             show.as_json(plan_json(explained))
         else:
             print_plan(explained)
+    if failed := [found for _, found in explained if isinstance(found, MillraceError)]:
+        show.errors(failed, json_wanted=json)
+        raise typer.Exit(1)
 
 
 RUN_EXAMPLES = """

@@ -69,6 +69,15 @@ def error(problem: MillraceError, *, json_wanted: bool = False) -> None:
         sys.stderr.write(f"{painted('error:', 'red', sys.stderr)} {text}\n")
 
 
+def errors(problems: Sequence[MillraceError], *, json_wanted: bool = False) -> None:
+    """Print errors as blocks below what was printed, each once."""
+    for problem in {str(problem): problem for problem in problems}.values():
+        if not json_wanted:
+            flush()
+            sys.stderr.write("\n")
+        error(problem, json_wanted=json_wanted)
+
+
 def table(rows: Sequence[Sequence[Any]], heads: Sequence[str], numeric: Sequence[bool] = ()) -> None:
     """Print aligned columns; figures to the right with thousands separators."""
     right = list(numeric) or [False] * len(heads)
