@@ -400,7 +400,7 @@ BAD_FILES: dict[str, tuple[dict[str, str | None], int, tuple[str, ...]]] = {
     ),
     "newer project": (
         {"millrace.yaml": "version: 2\nname: small\nfuture: {}\n"},
-        1,
+        2,
         ("version 2", "newer version"),
     ),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from millrace.core.names import AssetId, TableRef
-from millrace.errors import NewerFormat, NotFound, ProjectError, UsageError
+from millrace.errors import NotFound, ProjectError, UsageError
 from millrace.project import find_project, load_project
 from millrace.quality.rules import parse_checks
 
@@ -135,11 +135,13 @@ def test_the_nearest_folder_above(write, tmp_path):
 
 
 def test_a_project_of_a_newer_version(write):
-    with pytest.raises(NewerFormat) as error:
+    with pytest.raises(ProjectError) as error:
         load_project(write({"millrace.yaml": ("version: 1", "version: 7\nbrand_new: true")}), environ={})
     assert str(error.value) == (
         "the project has version 7, this version of Millrace knows up to 1\n"
         "  millrace.yaml:1:10\n"
+        "  1 | version: 7\n"
+        "    |          ^\n"
         "  use the newer version of Millrace here"
     )
 

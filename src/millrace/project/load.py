@@ -11,7 +11,7 @@ from typing import ParamSpec
 from pydantic_core import PydanticCustomError
 
 from millrace.core.names import AssetId, TableRef
-from millrace.errors import NewerFormat, Place, ProjectError, UsageError, did_you_mean
+from millrace.errors import Place, ProjectError, UsageError, did_you_mean
 from millrace.project.checks import CheckSet, ChecksFile
 from millrace.project.copies import CopiesFile, TableOptions
 from millrace.project.dashboards import DashboardFile
@@ -58,7 +58,6 @@ def load_project(
     Raises:
         ProjectError: a file is wrong; `others` holds up to nine further errors.
         UsageError: there is no such environment.
-        NewerFormat: the project was written for a newer version of Millrace.
     """
     environ = os.environ if environ is None else environ
     root = find_project(Path.cwd() if folder is None else folder)
@@ -116,9 +115,9 @@ class _Loader:
         version = document.value.get("version")
         if isinstance(version, int) and not isinstance(version, bool) and version != VERSION:
             if version > VERSION:
-                raise NewerFormat(
+                raise document.problem(
                     f"the project has version {version}, this version of Millrace knows up to {VERSION}",
-                    where=document.place(("version",)),
+                    ("version",),
                     hint="use the newer version of Millrace here",
                 )
             raise document.problem(f'"version" must be {VERSION}, not {version}', ("version",))
