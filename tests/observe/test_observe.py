@@ -111,6 +111,19 @@ def test_a_step_that_was_staged_for_nothing_is_told_so() -> None:
     assert "discarded 1" in lines.closing(RunResult(RUN, (outcome,), "failed"), None)
 
 
+def test_the_closing_line_names_what_lies_in_quarantine():
+    outcome = replace(OUTCOMES[0], entries=(replace(entry(), quarantined=17),))
+    done = RunResult(RUN, (outcome,), "done", 6.94)
+    assert lines.closing(done, None) == (
+        " done in 6.9 s · published 1 · 17 rows in quarantine: millrace quarantine list"
+    )
+    failed = lines.closing(replace(done, status="failed"), "millrace run --resume {run}", 80).splitlines()
+    assert [line.strip().partition(" ")[0] for line in failed] == ["failed", "17", "go"]
+    assert "1 row in" in lines.closing(
+        replace(done, steps=(replace(outcome, entries=(replace(entry(), quarantined=1),)),)), None
+    )
+
+
 def test_a_terminal_of_80_columns_is_never_exceeded_and_shows_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     out = io.StringIO()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from millrace.app import open_house
 from millrace.app.quarantine import drop, replay
+from millrace.cli.main import main
 from millrace.core.names import AssetId
 from millrace.engine.records import RunResult
 from millrace.engine.session import RunOptions
@@ -342,3 +344,52 @@ def test_rows_of_a_model_are_not_replayed(shop: Shop) -> None:
     shop.touch("amount = 5.5", "order_id = 5")
     shop.run()
     assert set(shop.statuses(SILVER).values()) == {"dropped"}, "kept by key and digest"
+
+
+def test_the_command(shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`millrace quarantine` through the real command line, in this process."""
+    monkeypatch.chdir(shop.folder)
+
+    def millrace(*arguments: str) -> tuple[int | str | None, str, str]:
+        monkeypatch.setattr("sys.argv", ["millrace", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    shop.copies("incremental")
+    _, out, _ = millrace("run")
+    assert "2 rows → quarantine" in out
+    assert "published 1 · 2 rows in quarantine: millrace quarantine list" in out
+    sums = "source 200 rows = 198 in bronze.orders + 2 in quarantine (digests agree)"
+    _, out, _ = millrace("quarantine", "list")
+    assert "between(amount) 1, not_null(customer) 1" in out
+    assert sums in out
+    (held,) = json.loads(millrace("quarantine", "list", "--json")[1])
+    assert (held["open"], held["source_rows"], held["asset_rows"], held["digests_agree"]) == (2, 200, 198, True)
+    bad = {
+        one["key"]["order_id"]: one for one in json.loads(millrace("quarantine", "show", "bronze.orders", "--json")[1])
+    }
+    assert bad["17"]["row"]["amount"] == "-12.50"
+    _, out, _ = millrace("quarantine", "show", "bronze.orders")
+    assert ("amount is -12.50" in out, sums in out) == (True, True)
+    entry = bad["17"]["entry"]
+    code, out, err = millrace("quarantine", "replay", "bronze.orders", entry)
+    assert (code, out, "nothing of bronze.orders was replayed" in err) == (1, "", True)
+    code, out, err = millrace(
+        "quarantine", "replay", "bronze.orders", entry, "--set", "amount=1", "--set", "status=paid"
+    )
+    assert (code, err) == (0, "")
+    assert "source 200 rows = 199 in bronze.orders − 1 replayed + 2 in quarantine (digests agree)" in out
+    assert "replayed as" in millrace("quarantine", "show", "bronze.orders", entry[:5])[1]
+    assert "1 in quarantine" in millrace("status")[1]
+    assert millrace("quarantine", "drop", "bronze.orders")[0] == 2, "all of them only when it is said"
+    assert millrace("quarantine", "drop", "bronze.orders", "--all")[0] == 0
+    assert "in quarantine" not in millrace("status")[1]
+    for wrong, told in (
+        (("show", "bronze.order"), 'did you mean "bronze.orders"?'),
+        (("replay", "bronze.orders", "--set", "amount"), "takes column=value"),
+        (("drop", "bronze.orders", entry), "is replayed already"),
+    ):
+        code, _, err = millrace("quarantine", *wrong)
+        assert code in (1, 2)
+        assert told in err

@@ -116,7 +116,8 @@ def print_status(house: House, *, as_json: bool) -> Sequence[MillraceError]:
         ]
         known = entry.rows if entry.rows >= 0 else None
         proof = {"dbt": "checked", "page": "–"}.get(step.kind, "–") if entry.level == "none" else entry.level
-        rows.append((str(asset), step.kind, entry.seq, known, proof, _when(entry.time), ", ".join(behind)))
+        aside = [f"{entry.quarantined:,} in quarantine"] if entry.quarantined else []
+        rows.append((str(asset), step.kind, entry.seq, known, proof, _when(entry.time), ", ".join([*behind, *aside])))
         data.append({"asset": str(asset), "published": entry.to_json(), "behind": behind})
     if as_json:
         show.as_json(data)

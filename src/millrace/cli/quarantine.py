@@ -60,7 +60,7 @@ def arithmetic(asset: AssetId, balance: Balance) -> str:
     """Return the sums: `source 120,418 rows = 120,401 in bronze.orders + 17 in quarantine (digests agree)`."""
     aside = balance.open + balance.replayed + balance.dropped
     said = {None: "", True: " (digests agree)", False: " (digests differ)"}[balance.agree]
-    fixed = f" - {balance.replayed:,} replayed" if balance.replayed else ""
+    fixed = f" − {balance.replayed:,} replayed" if balance.replayed else ""
     source = show.count(balance.source, "row")
     return f"source {source} = {balance.asset:,} in {asset}{fixed} + {aside:,} in quarantine{said}"
 
@@ -114,8 +114,8 @@ def show_entries(
     if not found:
         show.out(f" nothing of {name} is in quarantine")
         return
-    rows = [(one.id, one.status, _told(one), one.reason, _when(one.since)) for one in found[:limit]]
-    show.table(rows, ("entry", "status", "row", "reason", "since"))
+    rows = [(one.id, one.status, _when(one.since), _told(one), one.reason) for one in found[:limit]]
+    show.table(rows, ("entry", "status", "since", "row", "reason"))
     if len(found) > limit:
         show.out(show.painted(f" and {len(found) - limit:,} more: --limit {len(found)}", "grey"))
     show.out()

@@ -137,6 +137,11 @@ class RunResult:
         return tuple(step.error for step in self.steps if step.error is not None)
 
     @property
+    def quarantined(self) -> int:
+        """Rows that wait in quarantine of what the steps have published or found fresh."""
+        return sum(entry.quarantined for step in self.steps for entry in step.entries)
+
+    @property
     def exit_code(self) -> int:
         """0 done, 1 failed, 2 when nothing but usage was wrong, 130 interrupted."""
         if self.status == "interrupted":

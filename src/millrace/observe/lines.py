@@ -61,7 +61,7 @@ def header(run: RunSeen) -> str:
 
 
 def closing(result: ResultSeen, resume: str | None, width: int | None = None) -> str:
-    """Return the last line, or two where it does not fit.
+    """Return the last line, or more where it does not fit.
 
     Args:
         result: the run.
@@ -73,13 +73,16 @@ def closing(result: ResultSeen, resume: str | None, width: int | None = None) ->
         for status in ORDER
         if result.counts.get(status)
     )
-    parts = [f"{ENDED.get(result.status, result.status)} {duration(result.seconds)}", counts]
-    text = " " + " · ".join(part for part in parts if part)
-    if result.status == "done" or not resume:
-        return text
-    further = f"go on with: {resume.format(run=short_run(result.run.id))}"
-    wide = width is not None and len(text) + 3 + len(further) > width
-    return f"{text}\n {further}" if wide else f"{text} · {further}"
+    text = f" {ENDED.get(result.status, result.status)} {duration(result.seconds)} · {counts}".rstrip(" ·")
+    further = []
+    if result.quarantined:
+        further.append(f"{count(result.quarantined, 'row')} in quarantine: millrace quarantine list")
+    if result.status != "done" and resume:
+        further.append(f"go on with: {resume.format(run=short_run(result.run.id))}")
+    for part in further:
+        wide = width is not None and len(text.rpartition("\n")[2]) + 3 + len(part) > width
+        text += f"\n {part}" if wide else f" · {part}"
+    return text
 
 
 def line(outcome: OutcomeSeen) -> Line:

@@ -113,6 +113,10 @@ class ResultSeen(Protocol):
     def errors(self) -> Sequence[MillraceError]:
         """Why steps failed."""
 
+    @property
+    def quarantined(self) -> int:
+        """Rows that wait in quarantine of what its steps make."""
+
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON types."""
 
