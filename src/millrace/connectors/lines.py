@@ -121,7 +121,7 @@ class LineFile:
         self._whole = whole
         self._declared = encoding
         self._hash = hashlib.sha256()
-        self._ended = True
+        self._ended, self._empty = True, False
         self._bytes = self._cut = 0
 
     # the bytes
@@ -231,7 +231,9 @@ class LineFile:
             self._pass_over(held, long)
         elif held:
             self._cut -= 1
-            yield from self._lines(b"".join(rest) + b"\n", tail)
+            last = b"".join(rest)
+            self._empty = not last.strip()
+            yield from self._lines(last + b"\n", tail)
 
     def _pass_over(self, length: int, digest: Any) -> None:
         """Tell about a line that was not held; an earlier load has told of those it met."""
@@ -346,7 +348,7 @@ class LineFile:
     def taken(self) -> Taken:
         """Return what was taken of the file, after all pieces were read."""
         last = self.tally.lines
-        kept = self._ended or not any(bad.line == last for bad in self.tally.bad)
+        kept = self._ended or not (self._empty or any(bad.line == last for bad in self.tally.bad))
         found = self.found
         return Taken(found.size, found.mtime, self._hash.hexdigest(), last, self._ended, kept)
 

@@ -10,40 +10,27 @@ set aside must add up to that. That what was read is what the file holds is coun
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from millrace.core.digest import Digest
 from millrace.core.plan import Freshness, Step
 from millrace.core.ports import Context, StageRequest, Target
 from millrace.core.position import Files, Taken
 from millrace.core.schema import Column, Kind, Schema
-from millrace.core.segment import Segment
 from millrace.core.staged import LedgerEntry, Staged
-from millrace.errors import ContractBroken, ExtraMissing, GuardRefused, Interrupted
+from millrace.errors import ExtraMissing, GuardRefused
+from millrace.observe.lines import count
 from millrace.steps.archive import Archive
 from millrace.steps.landing import FilesSpec
 from millrace.steps.resources import Resources
-from millrace.steps.sieve import LEAST, sieve_of
+from millrace.steps.routes.lines import EXAMPLES, FILE, LINE, RAW, Load, opened
+from millrace.steps.sieve import sieve_of
 from millrace.steps.spec import CopySpec
 
 if TYPE_CHECKING:
-    import duckdb
-    import pyarrow as pa
-
     from millrace.connectors.folder import Found
-    from millrace.connectors.json_lines import JsonLines
-    from millrace.connectors.lines import Bad, LineFile, Piece
-    from millrace.connectors.taking import Task
-    from millrace.lake.stage import LakeStage
     from millrace.lake.target import LakeTarget
-
-FILE, LINE, RAW = "_file", "_line", "_raw"
-PART_BYTES = 64 << 20  # small files share a Parquet file; what changes meanwhile costs at most so much to read again
-EXAMPLES = 3
-MEMORY = "300MB"  # DuckDB's share while extracting
 
 
 def _require() -> None:
@@ -81,7 +68,7 @@ def fresh(spec: CopySpec, files: FilesSpec, resources: Resources, target: LakeTa
     seen = _seen(entry)
     new = changed(found, {} if seen is None or spec.full_refresh else seen)
     size = sum(one.size - (seen[one.name].size if seen and one.name in seen else 0) for one in new)
-    what = f"{_count(len(new), 'new file')}, {_bytes(max(size, 0))}"
+    what = f"{count(len(new), 'new file')}, {_bytes(max(size, 0))}"
     if seen is None:
         return Freshness(False, f"never published: {what}", None, "new table", "transfer, table")
     if spec.full_refresh:
@@ -90,7 +77,7 @@ def fresh(spec: CopySpec, files: FilesSpec, resources: Resources, target: LakeTa
         return Freshness(False, what, None, "append", "transfer")
     waiting = Archive.of(spec, files, resources, target).waiting(found, seen)
     if waiting:
-        return Freshness(False, f"{_count(len(waiting), 'file')} to archive")
+        return Freshness(False, f"{count(len(waiting), 'file')} to archive")
     return Freshness(True, "no new files", 0)
 
 
@@ -122,7 +109,7 @@ def stage(
     work = choose(found, since)
     if entry is not None and since and not work.tasks and not work.noted:
         moved = archive.settle(found, since)
-        ctx.report.note(f"no new files; {_count(moved, 'file')} moved to the archive" if moved else "no new files")
+        ctx.report.note(f"no new files; {count(moved, 'file')} moved to the archive" if moved else "no new files")
         return ()
     request = StageRequest(
         asset=spec.asset,
@@ -135,18 +122,18 @@ def stage(
         inputs={},
         code=step.code,
     )
-    opened = target.open_stage(request, replace=spec.replace)
-    opened.drop(opened.left())  # what was told of their files is not known any more
-    load = _Load(spec, files, opened, ctx)
+    staging = target.open_stage(request, replace=spec.replace)
+    staging.drop(staging.left())  # what was told of their files is not known any more
+    load = Load(spec, files, staging, ctx)
     load.read(work.tasks)
     load.keep_or_stop(step.spec.get("contract") or {}, since)
     sieve = sieve_of(step, spec.asset, schema.key, ctx, entry)
     if sieve is not None:
         with load.engine() as connection:
-            sieve.stage(connection, opened)
+            sieve.stage(connection, staging)
     position = _position(since, load.taken, work.noted)
     ctx.report.note(_told(load, work.same, found))
-    return (opened.close(Files(position), load.expected),)
+    return (staging.close(Files(position), load.expected),)
 
 
 def settle(spec: CopySpec, files: FilesSpec, resources: Resources, target: LakeTarget) -> None:
@@ -181,7 +168,7 @@ def _all(spec: CopySpec, found: Sequence[Found], seen: Mapping[str, Taken], arch
     kept = archive.find(gone)
     lost = [name for name in gone if name not in {one.name for one in kept}]
     if lost and not spec.allow_deletes:
-        lines = _count(sum(gone[name].lines for name in lost), "line")
+        lines = count(sum(gone[name].lines for name in lost), "line")
         raise GuardRefused(
             f"{spec.asset} would lose {lines} of files that are gone: {len(lost):,}",
             where=spec.source,
@@ -203,7 +190,7 @@ def _schema(files: FilesSpec, found: Sequence[Found], since: Mapping[str, Taken]
 
         names = [] if old is None else [name for name in old.names if name not in (FILE, LINE, RAW)]
         for one in changed(found, since):
-            names += header_of(_opened(one, None, files), files.delimiter)
+            names += header_of(opened(one, None, files), files.delimiter)
         columns = dict.fromkeys(names, "text")
     made = [Column(name, kind, Kind.TEXT, hashed="text") for name, kind in columns.items()]
     made.append(Column(FILE, "text", Kind.TEXT, nullable=False, hashed="text"))
@@ -212,256 +199,16 @@ def _schema(files: FilesSpec, found: Sequence[Found], since: Mapping[str, Taken]
     return Schema(tuple(made), (FILE, LINE))
 
 
-def _opened(found: Found, taken: Taken | None, files: FilesSpec) -> LineFile:
-    from millrace.connectors.lines import LineFile
-
-    return LineFile(found, taken, limit=files.max_line, encoding=files.encoding, whole=files.format == "csv")
-
-
-# --- reading -------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Part:
-    """What one try at some files gave."""
-
-    digest: Digest
-    rows: int = 0
-    blank: int = 0
-    taken: dict[str, Taken] = field(default_factory=dict)
-    bad: list[Bad] = field(default_factory=list)
-    foreign: set[str] = field(default_factory=set)
-    short: str = ""
-
-
-class _Load:
-    """The lines of one load on their way into a stage.
-
-    Attributes:
-        expected: digests of what was read, by segment.
-        taken: what was taken of each file that was read.
-        bad: what cannot be read.
-        left: files that changed while they were read.
-    """
-
-    def __init__(self, spec: CopySpec, files: FilesSpec, opened: LakeStage, ctx: Context) -> None:
-        self.spec, self.files, self.opened, self.ctx = spec, files, opened, ctx
-        self.schema = opened.request.schema
-        self.expected: dict[str, Digest] = {}
-        self.taken: dict[str, Taken] = {}
-        self.bad: list[Bad] = []
-        self.left: list[str] = []
-        self.rows = self.blank = 0
-        self.foreign: set[str] = set()
-
-    def read(self, tasks: Sequence[Task]) -> None:
-        """Read files into segments of the stage."""
-        from millrace.connectors.json_lines import JsonLines
-
-        with self.engine() as connection:
-            json = JsonLines(connection, self.files.columns) if self.files.format == "jsonl" else None
-            for number, part in enumerate(_parts(tasks)):
-                self._part(Segment(f"files:{number}", "file", part[0].found.name), part, json)
-        self.expected.setdefault("none", Digest(0, 0, self.schema.shape))
-
-    def engine(self) -> contextlib.closing[duckdb.DuckDBPyConnection]:
-        """Return a connection of the embedded engine, to be closed."""
-        from millrace.duck.engine import connect
-
-        return contextlib.closing(connect(memory_limit=MEMORY, scratch=self.ctx.scratch() / "spill"))
-
-    def _part(self, segment: Segment, tasks: Sequence[Task], json: JsonLines | None) -> None:
-        """Read some files; those that changed meanwhile are left out, and the others are read again."""
-        from millrace.connectors.lines import Changed
-
-        while tasks:
-            part = _Part(Digest(0, 0, self.schema.shape))
-            with contextlib.suppress(Changed):
-                self.opened.write_batches(segment, self._batches(tasks, part, json))
-            still = [task for task in tasks if task.found.now() == task.found and task.found.name != part.short]
-            if len(still) == len(tasks):
-                self._accept(segment, part)
-                return
-            self.left += [task.found.name for task in tasks if task not in still]
-            tasks = still
-        self.opened.drop([segment.id])
-
-    def _accept(self, segment: Segment, part: _Part) -> None:
-        self.expected[segment.id] = part.digest
-        self.taken |= part.taken
-        self.bad += part.bad
-        self.rows += part.rows
-        self.blank += part.blank
-        self.foreign |= part.foreign
-
-    def _batches(self, tasks: Sequence[Task], part: _Part, json: JsonLines | None) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of some files, digested."""
-        from millrace.connectors.lines import Changed
-        from millrace.lake.rowhash import digest_batches
-
-        for task in tasks:
-            file = _opened(task.found, task.taken, self.files)
-            rows = self._records(file) if json is None else self._objects(file, json)
-            try:
-                for batch in rows:
-                    if self.ctx.stopping():
-                        raise Interrupted(f"{self.spec.asset}: stopped while reading", hint="run again")
-                    part.digest += digest_batches([batch], self.schema)
-                    part.rows += batch.num_rows
-                    self.ctx.report.moved(batch.num_rows, batch.nbytes)
-                    yield batch
-            except Changed:
-                part.short = task.found.name
-                raise
-            part.taken[task.found.name] = file.taken()
-            part.bad += file.tally.bad
-            part.blank += file.tally.blank
-            if file.encoding not in ("utf-8", self.files.encoding):
-                part.foreign.add(file.encoding)
-
-    def _objects(self, file: LineFile, json: JsonLines) -> Iterator[pa.RecordBatch]:
-        for piece in file.pieces():
-            piece, columns = json.extract(piece, file)
-            if len(piece):
-                yield self._batch(columns, file, piece)
-
-    def _records(self, file: LineFile) -> Iterator[pa.RecordBatch]:
-        import pyarrow as pa
-
-        from millrace.connectors.csv_records import columns_of, numbers_of, records
-        from millrace.connectors.lines import Piece
-
-        wanted = [name for name in self.schema.names if name not in (FILE, LINE, RAW)]
-        for names, found in records(file, self.files.delimiter):
-            columns = [pa.array(values, pa.string()) for values in columns_of(names, wanted, found)]
-            raw = pa.array([record.text for record in found], pa.string())
-            yield self._batch(columns, file, Piece(numbers_of(found), raw))
-
-    def _batch(self, columns: Sequence[pa.Array], file: LineFile, piece: Piece) -> pa.RecordBatch:
-        import pyarrow as pa
-
-        name = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), len(piece)), [file.found.name])
-        return pa.RecordBatch.from_arrays(
-            [*columns, name, pa.array(piece.numbers), piece.text], names=list(self.schema.names)
-        )
-
-    # what cannot be read
-
-    def keep_or_stop(self, contract: Mapping[str, Any], since: Mapping[str, Taken]) -> None:
-        """Set bad lines aside, or stop.
-
-        Args:
-            contract: of the step's spec; a step without one blocks.
-            since: what was taken before this load.
-
-        Raises:
-            ContractBroken: there are bad lines, and they are not set aside or are more than max_bad allows.
-        """
-        gone = self._settled(since)
-        if not self.bad and not gone:
-            return
-        rows = self._rows_of(self.bad)
-        lines = self.rows + len(self.bad)
-        allowed = max(LEAST, int(contract["max_bad"] * lines)) if contract.get("max_bad") else 0
-        blocks = contract.get("bad_rows") != "quarantine"
-        if self.bad and (blocks or self._new(rows) > allowed):
-            raise self._broken(lines, None if blocks else allowed, str(contract.get("place", self.spec.source)))
-        from millrace.lake.quarantine import digest_of
-
-        self.expected["bad"] = digest_of(rows, self.schema)
-        self.opened.set_aside(rows, gone=gone)
-
-    def _new(self, rows: pa.Table) -> int:
-        """Return how many of the bad lines are not in quarantine already: reading all files anew finds those again."""
-        from millrace.lake.quarantine import DIGEST, row_digests, row_keys
-
-        older = self.opened.quarantined()
-        if older is None:
-            return int(rows.num_rows)
-        key = self.schema.key
-        known = set(zip(row_keys(older, key), older.column(DIGEST).to_pylist(), strict=True))
-        return sum(one not in known for one in zip(row_keys(rows, key), row_digests(rows, self.schema), strict=True))
-
-    def _settled(self, since: Mapping[str, Taken]) -> list[str]:
-        """Return the entries of lines that were set aside before they were whole and were taken again now."""
-        from millrace.lake.quarantine import ENTRY, SOURCE
-
-        again = {
-            f"{name}:{since[name].lines}"
-            for name, taken in self.taken.items()
-            if name in since and not since[name].ended and not since[name].kept
-        }
-        older = self.opened.quarantined() if again else None
-        if older is None:
-            return []
-        pairs = zip(older.column(ENTRY).to_pylist(), older.column(SOURCE).to_pylist(), strict=True)
-        return [entry for entry, source in pairs if source in again]
-
-    def _rows_of(self, bad: Sequence[Bad]) -> pa.Table:
-        """Return bad lines in the asset's columns, with why they are bad."""
-        import pyarrow as pa
-
-        from millrace.lake.quarantine import BYTES, REASON, RULE, SOURCE, bad_schema
-
-        rows = {
-            FILE: [one.name for one in bad],
-            LINE: [one.line for one in bad],
-            RAW: [one.text for one in bad],
-            RULE: ["readable"] * len(bad),
-            REASON: [one.reason for one in bad],
-            SOURCE: [f"{one.name}:{one.line}" for one in bad],
-            BYTES: [one.data for one in bad],
-        }
-        schema = bad_schema(self.schema)
-        arrays = [pa.array(rows.get(field.name, [None] * len(bad)), field.type) for field in schema]
-        return pa.Table.from_arrays(arrays, schema=schema)
-
-    def _broken(self, lines: int, allowed: int | None, place: str) -> ContractBroken:
-        """Return the error about bad lines; `allowed` is None where every one blocks."""
-        from millrace.connectors.lines import shown
-
-        bad = len(self.bad)
-        detail = []
-        for one in self.bad[:EXAMPLES]:
-            stands = one.text or one.data
-            detail.append(f"{one.name}:{one.line}: {one.reason}" + (f": {shown(stands)}" if stands else ""))
-        if bad > EXAMPLES:
-            detail.append(f"and {_count(bad - EXAMPLES, 'further line')}")
-        if allowed is None:
-            why, what = "", "let such lines go to quarantine: contract: {bad_rows: quarantine}"
-        else:
-            why, what = f", and max_bad is {allowed:,} lines", "allow more in quarantine: max_bad of the contract"
-        return ContractBroken(
-            f"{self.spec.asset} was not published: {bad:,} of {_count(lines, 'line')} cannot be read{why}",
-            detail=detail,
-            hint=f"correct the files, or {what}, {place}",
-        )
-
-
-def _parts(tasks: Sequence[Task]) -> Iterator[list[Task]]:
-    """Yield files in groups of about PART_BYTES; a large file is alone."""
-    part: list[Task] = []
-    size = 0
-    for task in tasks:
-        if part and size + task.size > PART_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(task)
-        size += task.size
-    if part:
-        yield part
-
-
 # --- words ---------------------------------------------------------------------------------------------------------
 
 
-def _told(load: _Load, same: Sequence[str], found: Sequence[Found]) -> str:
+def _told(load: Load, same: Sequence[str], found: Sequence[Found]) -> str:
     """Return what happened, in one sentence."""
-    parts = [_count(len(load.taken), "file") if load.taken else "no new files" if found else "no files"]
+    parts = [count(len(load.taken), "file") if load.taken else "no new files" if found else "no files"]
     if load.bad:
-        parts.append(f"{_count(len(load.bad), 'line')} → quarantine")
+        parts.append(f"{count(len(load.bad), 'line')} → quarantine")
     if load.blank:
-        parts.append(_count(load.blank, "empty line") + " skipped")
+        parts.append(count(load.blank, "empty line") + " skipped")
     if same:
         parts.append(f"{_names(same)} left out: the same content was taken under another name")
     if load.left:
@@ -472,11 +219,7 @@ def _told(load: _Load, same: Sequence[str], found: Sequence[Found]) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {_count(len(names) - 1, 'more file')}"
-
-
-def _count(number: int, one: str) -> str:
-    return f"{number:,} {one}{'' if number == 1 else 's'}"
+    return names[0] if len(names) == 1 else f"{names[0]} and {count(len(names) - 1, 'more file')}"
 
 
 def _bytes(size: int) -> str:
