@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -393,3 +397,66 @@ def test_the_command(shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         code, _, err = millrace("quarantine", *wrong)
         assert code in (1, 2)
         assert told in err
+
+
+def killed(shop: Shop, point: str, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "millrace", *arguments],
+        cwd=shop.folder,
+        env={**os.environ, "MILLRACE_KILL_AT": point},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+
+
+def kept(shop: Shop) -> list[str]:
+    """Return the names of the quarantine's files, after what killed runs left was collected."""
+    shop.lake.gc(lambda run: False)
+    return sorted(path.name for path in shop.lake.folder(BRONZE).quarantine.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "point",
+    # the second file is the first without its bad rows
+    ["lake.stage.file:2", "lake.stage.closed", "lake.publish.before_commit", "lake.publish.after_commit"],
+)
+def test_killed_with_rows_in_quarantine(shop: Shop, point: str) -> None:
+    shop.copies("incremental")
+    killed(shop, point, "run")
+    assert (shop.lake.ledger(BRONZE) is not None) == (point == "lake.publish.after_commit")
+    assert shop.run().exit_code == 0
+    assert (shop.ids(), shop.statuses()) == (ALL - {17, 40}, {"17": "open", "40": "open"})
+    assert shop.lake.balance(BRONZE).agree
+    assert shop.run().counts == {"fresh": 1}
+    assert len(kept(shop)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["lake.publish.before_commit", "lake.publish.after_commit"])
+def test_killed_while_an_entry_is_replayed(shop: Shop, point: str) -> None:
+    shop.copies("incremental")
+    shop.run()
+    asked = (
+        "quarantine",
+        "replay",
+        "bronze.orders",
+        "--set",
+        "amount=1",
+        "--set",
+        "status=paid",
+        "--set",
+        "customer=a",
+    )
+    killed(shop, point, *asked)
+    committed = point == "lake.publish.after_commit"
+    assert set(shop.statuses().values()) == ({"replayed"} if committed else {"open"})
+    assert shop.ids() == (ALL if committed else ALL - {17, 40}), "the rows and their entries are one"
+    result = replayed(shop, amount="1", status="paid", customer="a")
+    assert [error.code for error in result.errors] == (["NotFound"] if committed else [])
+    assert (shop.ids(), set(shop.statuses().values())) == (ALL, {"replayed"})
+    assert shop.run().counts == {"fresh": 1}
+    assert len(kept(shop)) == 2, "the first load's, and the replay's"
