@@ -40,7 +40,8 @@ def test_the_shop_of_the_documentation(write):
 
 def test_the_template_of_the_package_is_right():
     project = load_project(Path(__file__).parents[2] / "src/millrace/templates/ecommerce", environ={})
-    assert {str(one.asset) for one in project.copies} == {"bronze.orders", "bronze.customers", "bronze.products"}
+    names = ("orders", "customers", "products", "clickstream")
+    assert {str(one.asset) for one in project.copies} == {f"bronze.{name}" for name in names}
 
 
 def test_copies_into_another_database(write):

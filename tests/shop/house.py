@@ -420,6 +420,7 @@ def _lake(folder: Path) -> None:
     for file in folder.glob("models/silver/*.*"):
         if file.stem not in ("orders", "customers"):
             file.unlink()
+    (folder / "copies/clickstream.yaml").unlink()
     (folder / "copies/shop_db.yaml").write_text(COPIES + "  customers: {key: customer_id, mode: full}\n")
 
 

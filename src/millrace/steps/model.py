@@ -244,7 +244,8 @@ def _write_deletes(work: _Work, keys: Fragment, changes: Path, deletes: Path) ->
     wanted = pa.schema([pa.field(name, _arrow_type(schema, name)) for name in work.key])
     with pq.ParquetWriter(deletes, wanted) as writer:
         for batch in reader:
-            writer.write_table(pa.Table.from_batches([batch]).select(list(work.key)).cast(wanted))
+            found = pa.Table.from_batches([batch]).select(list(work.key))
+            writer.write_table(found.drop_null().cast(wanted))  # rows without a key are in quarantine, if anywhere
 
 
 def _arrow_type(schema: Schema, name: str) -> pa.DataType:
