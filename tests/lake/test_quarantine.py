@@ -186,6 +186,7 @@ def test_upserts_settle_the_keys_that_they_bring(lake, tmp_path):
     lake.publish(upsert(lake, 4, [], [(8, "eight", "-9.00")], tmp_path))
     assert [row[0] for row in lake.rows()] == [1, 3, 9], "another bad version: the fix of the older one goes"
     assert {key: status for key, (status, _) in keyed(lake).items()} == {2: "open", 8: "open"}
+    assert len(lake.target.entries(lake.asset)) == 2
     lake.publish(upsert(lake, 5, [(1, "uno", "1.00")], [], tmp_path))
     assert {key: status for key, (status, _) in keyed(lake).items()} == {2: "open", 8: "open"}, "other keys stay"
     lake.publish(upsert(lake, 6, [(2, "two", "2.00")], [], tmp_path, whole=True))
