@@ -519,6 +519,8 @@ def test_incremental(changing: Copy) -> None:
     assert staged_rows(changing) < 20
     assert changing.fresh().fresh
     assert clean(changing)
+    execute(changing.urls[0], "update t set v = 'moves', changed = '2026-01-08' where id = 5")
+    assert changing.fresh().rows == 1  # not those at the highest value or without one, which are read each time
 
 
 def test_late_commits_are_brought(changing: Copy) -> None:

@@ -46,7 +46,7 @@ def print_plan(explained: Sequence[tuple[Step, Freshness | MillraceError]]) -> N
             line = f" {'skip'.ljust(kinds)}  {step.label.ljust(labels)}  fresh: {found.reason}"
             show.out(show.painted(line, "grey"))
             continue
-        rows = f"  ≈ {found.rows:,} rows" if found.rows is not None else ""
+        rows = f"  ≈ {show.count(found.rows, 'row')}" if found.rows is not None else ""
         show.out(f" {step.kind.ljust(kinds)}  {step.label.ljust(labels)}  because {found.reason}{rows}")
         more = "; ".join(part for part in (found.publishes, f"proves: {found.proves}" if found.proves else "") if part)
         if more:

@@ -281,6 +281,22 @@ class PostgresReader:
         found = change_predicate(position, source[position.column], now=snap.state, versions=versions)
         return source.narrowed(found)
 
+    def moved(self, source: Source, position: Cursor, snap: PostgresSnapshot) -> tuple[Digest, int]:
+        """Digest the rows to look at since a position, and count those that move.
+
+        Rows at the boundary are looked at each time. As long as they are what the position says, they do not move.
+        """
+        rows, column = self.changes(source, position, snap), source[position.column]
+        tied = sql.SQL("({} = {} or {} is null)::pg_catalog.int4").format(
+            ordered(column), sql.Literal(position.value), column.identifier
+        )
+        form = shape(rows.columns)
+        query = digest_query(rows.origin, rows.columns, rows.where, sql.SQL("0") if position.value is None else tied)
+        with translated(source.database, f"digest {source.label}", connection=snap.connection):
+            found = {int(row[0]): digest_of(row[1:], form) for row in snap.connection.execute(query)}
+        whole = Digest.sum(found.values(), form)
+        return whole, whole.rows - (found[1].rows if found.get(1) == position.tail is not None else 0)
+
 
 def _conforms(reader: PostgresReader) -> Reader:
     """Let mypy hold the reader to its port."""

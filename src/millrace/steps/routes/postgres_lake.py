@@ -144,11 +144,10 @@ def fresh(
         work = _look(spec, reader, target, snap, entry, contract or {})
         rows: int | None = None
         if work.since is not None:
-            found = _whole_digest(reader, work.source, snap)
+            found, rows = reader.moved(work.base, work.since, snap)
             if found == work.since.tail:
                 since = f" since {work.since.value}" if work.since.value is not None else ""
                 return Freshness(True, f"nothing changed{since}", 0)
-            rows = found.rows
         elif work.source.relation is not None and work.source.where is None and work.source.relation.rows >= 0:
             rows = work.source.relation.rows
         position = work.entry.position if work.entry is not None else None

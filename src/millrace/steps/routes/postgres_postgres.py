@@ -235,10 +235,10 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Fre
         if spec.full_refresh:
             return answer(False, "full refresh")
         if look.since is not None:
-            found = _whole(look.snap.connection, look.changes())
+            found, moves = reader.moved(look.base, look.since, look.snap)
             if found == look.since.tail:
                 return answer(True, "nothing changed", 0)
-            return answer(False, f"since {look.since.value}", found.rows)
+            return answer(False, f"since {look.since.value}", moves)
         wanted = Whole if spec.mode == "full" or spec.cursor is None else Cursor
         if not isinstance(look.entry.position, wanted):
             return answer(False, "the mode changed")
