@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import Any
 
@@ -521,6 +522,17 @@ def test_incremental(changing: Copy) -> None:
     assert clean(changing)
     execute(changing.urls[0], "update t set v = 'moves', changed = '2026-01-08' where id = 5")
     assert changing.fresh().rows == 1  # not those at the highest value or without one, which are read each time
+
+
+def test_the_first_incremental_copy_after_a_full_one_says_why_it_compares_all(changing: Copy) -> None:
+    changing.with_(mode="full", cursor=None).run()
+    execute(changing.urls[0], "update t set v = 'x', changed = '2026-02-01' where id = 3")
+    changing.run()
+    (note,) = changing.ctx.report.notes
+    assert re.fullmatch(r"no position by changed yet, so all was compared: 1 of \d+ segments differ", note)
+    execute(changing.urls[0], "update t set v = 'y', changed = '2026-02-02' where id = 3")
+    changing.run()
+    assert changing.ctx.report.notes == []
 
 
 def test_late_commits_are_brought(changing: Copy) -> None:

@@ -33,6 +33,7 @@ from millrace.postgres.catalog import Relation
 from millrace.postgres.ddl import check_fit
 from millrace.postgres.digest import row_hash
 from millrace.postgres.keys import check_key, key_columns, proven
+from millrace.postgres.names import sql_name
 from millrace.postgres.newest import left_out, newest, told
 from millrace.postgres.parts import Part, alone, gathered, joined
 from millrace.postgres.publish import fits_of, refuse_deletes, refuse_first_contact
@@ -129,6 +130,13 @@ class _Look:
             return 0
         changes = None if self.since is None else self.changes()
         return left_out(self.snap.connection, self.base, self.base.pick(self.key), changes)
+
+    def compared(self, found: str) -> str:
+        """Return what a comparison of everything found, with why it was made where changes were asked for."""
+        entry, cursor = self.entry, self.spec.cursor
+        if self.spec.mode == "full" or cursor is None or entry is None or isinstance(entry.position, Cursor):
+            return found
+        return f"no position by {sql_name(cursor)} yet, so all was compared: {found}"
 
     def position(self, whole: Digest | None) -> Position:
         """Return the position of what this snapshot holds.
@@ -368,7 +376,7 @@ def _differing(look: _Look, opened: PostgresStage, request: StageRequest, ctx: C
     different = [segment for segment in segments if ours[segment.id] != theirs[segment.id]]
     if not different:
         return _position_only(look, request, whole, ctx)
-    ctx.report.note(f"{len(different)} of {len(segments)} segments differ")
+    ctx.report.note(look.compared(f"{len(different)} of {len(segments)} segments differ"))
     relay = Relay(look.reader, look.snap, look.source, look.key, opened, ctx, look.spec.workers)
     parts = gathered(different, look.spec.segment_rows, look.spec.workers)
     form = look.schema.shape
@@ -400,7 +408,7 @@ def _position_only(look: _Look, request: StageRequest, whole: Digest, ctx: Conte
     if isinstance(before, Whole) and isinstance(position, Whole) and before.digest == position.digest:
         ctx.report.note("nothing changed")
         return None
-    ctx.report.note("no row differs; only the position is published")
+    ctx.report.note(look.compared("no row differs; only the position is published"))
     return Staged(
         asset=request.asset,
         load=request.load,
