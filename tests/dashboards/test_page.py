@@ -70,8 +70,7 @@ CONTRAST = """() => {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (360, "dark")])
 def test_opens_in_a_browser_without_error_or_request(
     warehouse: duckdb.DuckDBPyConnection, browser: Any, tmp_path: Path, width: int, theme: str
 ) -> None:
@@ -92,6 +91,11 @@ def test_opens_in_a_browser_without_error_or_request(
         assert tab.evaluate(CONTRAST) == []
         ground = "rgb(16, 21, 28)" if theme == "dark" else "rgb(245, 246, 248)"
         assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == ground
+        tab.emulate_media(media="print")
+        tab.add_style_tag(content="body { width: 340px }")
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        place, drawing = (tab.locator(which).first.bounding_box() for which in (".chart", ".chart .main-svg"))
+        assert drawing["width"] <= place["width"], "on paper the drawing is scaled"
 
 
 @pytest.mark.slow
@@ -103,7 +107,7 @@ def test_the_table_is_sorted_by_keyboard_and_its_head_stays(
         assert tab.evaluate("document.activeElement.className") == "trust warned"
         outline = "getComputedStyle(document.activeElement).outlineStyle"
         assert tab.evaluate(outline) == "solid"
-        first = tab.locator(".rows tbody tr td:nth-child(4)").first
+        first = tab.locator(".rows tbody tr td:nth-child(2)").first
         tab.get_by_role("button", name="revenue, USD").focus()
         assert tab.evaluate(outline) == "solid"
         tab.keyboard.press("Enter")
@@ -143,15 +147,15 @@ def test_ten_thousand_days(warehouse: duckdb.DuckDBPyConnection, browser: Any, t
         " 20 + d % 9, 40, 1000 + d % 700, 5 from range(10000) as days(d)"
     )
     dashboard = content()
-    dashboard["charts"][0]["last"] = dashboard["table"]["limit"] = 10_000
+    dashboard["charts"][0]["last"], dashboard["table"]["limit"] = 10_000, 3_000
     html = page(warehouse, dashboard)
     assert len(html.encode()) < 6_000_000
     with opened(browser, tmp_path / "page.html", html) as tab:
         assert tab.evaluate("document.querySelector('.chart').data[0].x.length") == 10_000
-        assert tab.locator(".rows tbody tr").count() == 10_000
+        assert tab.locator(".rows tbody tr").count() == 3_000
         tab.get_by_role("button", name="day").click()
         tab.get_by_role("button", name="day").click()
-        assert tab.locator(".rows tbody td").first.inner_text() == "1999-07-06"
+        assert tab.locator(".rows tbody td").first.inner_text() == "2018-09-04"
 
 
 def test_figures_are_those_of_the_warehouse(warehouse: duckdb.DuckDBPyConnection) -> None:

@@ -23,17 +23,25 @@ def foot(house: House) -> dict[str, str]:
 def test_the_foot_names_each_load_with_its_proof_and_checks(bases: Bases, tmp_path: Path) -> None:
     with bases.copy("dbt", tmp_path, ran=True) as house:
         before = foot(house)
-        assert list(before) == ["marts.agg_days", "silver.orders", "bronze.orders"]
-        checks = house.folder / "checks/marts.yaml"
-        checks.write_text(checks.read_text() + "  between: {orders: {min: 2, max: 3, severity: warn}}\n")
-        house.source("update orders set quantity = 1, updated_at = now() where order_id = 7")
+        assert list(before) == ["marts.agg_days", "1 other dbt model", "silver.orders", "bronze.orders"]
+        assert "equal to the source, every row none none" in before["bronze.orders"]
+        checks, copies = house.folder / "checks/marts.yaml", house.folder / "copies/shop_db.yaml"
+        checks.write_text(
+            checks.read_text() + "  between: {orders: {min: 2, max: 3, severity: warn}}\n"
+            "bronze.orders: {between: {amount: {min: 0}}}\n"
+        )
+        copies.write_text(
+            copies.read_text().replace("{key: order_id}", "{key: order_id, contract: {bad_rows: quarantine}}")
+        )
+        house.source("update orders set amount = -1, updated_at = now() where order_id in (7, 8)")
         assert house.again()["page:days"] == "published"
         after = foot(house)
         assert re.match(r"\d+ 2 \S+ \S+ UTC built from the loads below 2 of 3 passed between", after["marts.agg_days"])
-        assert "600 2 " in after["silver.orders"]
-        assert "files equal to the query's result; in the warehouse equal to the lake" in after["silver.orders"]
-        assert "what this load brought is equal to the source, every row none none" in after["bronze.orders"]
-        assert "equal to the source, every row none none" in before["bronze.orders"]
+        assert after["1 other dbt model"].endswith("1 of 1 passed –")
+        assert after["silver.orders"].startswith("598 2 ")
+        assert "equal to the query's result, in the warehouse too" in after["silver.orders"]
+        assert "equal to the source with its quarantine, every row 1 of 1 passed 2 rows" in after["bronze.orders"]
+        assert "2 rows in quarantine" in (house.folder / "pages/days.html").read_text().partition("</header>")[0]
         # newer loads that the page does not show leave it as it is: it says what its figures come from
         house.source("update orders set quantity = 2, updated_at = now() where order_id = 7")
         house.again("copy:bronze.orders")

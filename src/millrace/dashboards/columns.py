@@ -43,7 +43,7 @@ def check_columns(wanted: Sequence[Mapping[str, Any]], query: Query) -> None:
     """Refuse columns that are missing, or are not what the dashboard needs.
 
     Args:
-        wanted: `asset`, `column`, `use` (`number`, `sum`, `date`, `any`), and `place` and `lines` of the dashboard's file.
+        wanted: `asset`, `column`, `use` (`number`, `sum`, `date`, `any`), `place` and `lines` of the dashboard's file.
         query: of the warehouse.
 
     Raises:

@@ -11,7 +11,7 @@
     document.head.append(script);
   }
 
-  function draw(chart, place) {
+  async function draw(chart, place) {
     const whole = chart.y.every((value) => value === null || Number.isInteger(value));
     const shown = `%{y:,.${whole ? 0 : 2}f}${chart.unit ? " " + plain(chart.unit) : ""}<extra></extra>`;
     const axis = { zeroline: false, automargin: true, fixedrange: true, ticks: "", showline: false };
@@ -20,11 +20,16 @@
       margin: { l: 4, r: 12, t: 8, b: 4, pad: 6 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Noto Sans KR', sans-serif", size: 13 },
       hovermode: "x unified", showlegend: false, separators: ".,",
+      hoverlabel: { bgcolor: "#fff" },
       xaxis: { ...axis, showgrid: false, nticks: place.clientWidth < 420 ? 4 : 7, hoverformat: "%a %-d %b %Y", tickformatstops: [{ dtickrange: [null, 86399999], value: "%H:%M\n%-d %b" }, { dtickrange: [86400000, "M1"], value: "%-d %b\n%Y" }, { dtickrange: ["M1", "M12"], value: "%b\n%Y" }, { dtickrange: ["M12", null], value: "%Y" }] },
       // thousands separators up to a million, letters beyond
       yaxis: { ...axis, showgrid: true, rangemode: "tozero", nticks: 5, separatethousands: true, exponentformat: "B", minexponent: 6 },
     };
-    return Plotly.newPlot(place, [line], layout, { displayModeBar: false, responsive: true });
+    await Plotly.newPlot(place, [line], layout, { displayModeBar: false, responsive: true });
+    // paper is narrower than the window that was drawn for: the drawing is scaled to it
+    const scalable = () => place.querySelectorAll(".main-svg").forEach((svg) => svg.setAttribute("viewBox", `0 0 ${svg.width.baseVal.value} ${svg.height.baseVal.value}`));
+    scalable();
+    place.on("plotly_afterplot", scalable);
   }
 
   async function charts() {
@@ -43,6 +48,7 @@
   const age = new Intl.RelativeTimeFormat("en", { numeric: "always" });
   function since(moment) {
     const minutes = (moment - Date.now()) / 60000;
+    if (Math.abs(minutes) < 1) return "just now";
     if (Math.abs(minutes) < 90) return age.format(Math.round(minutes), "minute");
     return Math.abs(minutes) < 2880 ? age.format(Math.round(minutes / 60), "hour") : age.format(Math.round(minutes / 1440), "day");
   }
@@ -52,7 +58,7 @@
     time.title = time.textContent;
     time.textContent = moment.toLocaleString("en-GB", { day: "numeric", month: "short", year: "numeric", hour: "2-digit", minute: "2-digit" });
     const shown = time.nextElementSibling;
-    if (shown?.classList.contains("age")) shown.textContent = ` ${since(moment)}`;
+    if (shown?.classList.contains("age")) shown.textContent = `, ${since(moment)}`;
   }
 
   for (const table of document.querySelectorAll(".rows")) {

@@ -61,6 +61,7 @@ class Bar:
 
     label: str
     value: figures.Number | None
+    text: str
     share: float | None
     start: float
     length: float
@@ -104,6 +105,14 @@ def short(value: Any) -> str:
     return f"{float(value):,.2f}".replace("-", MINUS)
 
 
+def alike(value: figures.Number | None, greatest: float) -> str:
+    """Return a figure in the form that suits the greatest beside it, so that a column of them can be compared."""
+    if value is None:
+        return "–"
+    text = f"{float(value) / 1e6:,.1f} M" if greatest >= 1e8 else f"{value:,.{2 if greatest < 1000 else 0}f}"
+    return (f"{value:,}" if isinstance(value, int) and greatest < 1e8 else text).replace("-", MINUS)
+
+
 def spark(values: Sequence[Any]) -> str:
     """Return the points of a small line, 100 by 24, for an SVG polyline."""
     if len(values) < 2:
@@ -123,7 +132,7 @@ def bars(chart: figures.Chart) -> Iterator[Bar]:
     for index, (x, y) in enumerate(zip(chart.x, chart.y, strict=True)):
         start, length = min(values[index], 0.0) - low, abs(values[index])
         share = chart.shares[index] if chart.shares else None
-        yield Bar(str(x), y, share, 100 * start / span, 100 * length / span)
+        yield Bar(str(x), y, alike(y, max(-low, high)), share, 100 * start / span, 100 * length / span)
 
 
 def _plain(value: Any) -> Any:

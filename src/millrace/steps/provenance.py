@@ -54,6 +54,7 @@ class _Walk:
             for name, seq in entry.inputs.items() if entry else ():
                 loaded = self._loaded(name, seq)
                 ahead |= dict.fromkeys(loaded.inputs.items(), loaded) if loaded else {}
+        yield from self._beside(assets)
         seen = set(ahead)
         while ahead:
             further: dict[tuple[str, int], LedgerEntry | None] = {}
@@ -63,6 +64,17 @@ class _Walk:
                 further |= {one: None for one in manifest.entry.inputs.items() if one not in seen} if manifest else {}
             ahead = further
             seen |= set(further)
+
+    def _beside(self, assets: Sequence[AssetId]) -> Iterator[Source]:
+        """Yield what was made in the same loads as the assets, as one: its tests look at what these are made of."""
+        shown = {str(asset) for asset in assets}
+        loads = {entry.load for name, entry in self._entries.items() if name in shown}
+        others = {name: entry for name, entry in self._entries.items() if entry.load in loads and name not in shown}
+        checks = tuple(check for name in others for check in self._checks.get(name, ()))
+        if checks:
+            newest = max(others.values(), key=lambda entry: entry.time)
+            name = f"{len(others)} other dbt model{'' if len(others) == 1 else 's'}"
+            yield Source(name, 0, newest.time, "built from the loads below", None, checks)
 
     def _loaded(self, name: str, seq: int) -> LedgerEntry | None:
         """Return the load of a lake asset into the warehouse; None for what a tool made there."""
@@ -92,7 +104,7 @@ class _Walk:
         checks = [*(manifest.proof.checks if manifest.proof else ()), *(self._checks.get(name, ()) if loaded else ())]
         words = _words(manifest)
         if loaded is not None and loaded.level == "transfer":
-            words += "; in the warehouse equal to the lake"
+            words += ", in the warehouse too"
         rows = entry.rows if entry.rows >= 0 else None
         waiting = int((manifest.quarantine or {}).get("open", 0))
         return Source(name, seq, entry.time, words, rows, tuple(checks), waiting)
@@ -104,7 +116,7 @@ def _words(manifest: Manifest) -> str:
     if entry.level == "none":
         return "not compared"
     if entry.position.to_json()["kind"] == "versions":
-        return "files equal to the query's result"
+        return "equal to the query's result"
     quarantine = " with its quarantine" if manifest.quarantine else ""
     if entry.level == "table":
         return f"equal to the source{quarantine}, every row"
