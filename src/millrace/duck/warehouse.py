@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from millrace.core.digest import Digest
 from millrace.core.events import reach
-from millrace.core.names import AssetId
+from millrace.core.names import AssetId, short_run
 from millrace.core.ports import StageRequest
 from millrace.core.position import Position, Versions
 from millrace.core.schema import Schema
@@ -122,7 +122,7 @@ class WarehouseTarget:
             self._drop(folder)
             if note["members"]:
                 raise SeqMoved(
-                    f"someone else published the warehouse since run {run} began",
+                    f"someone else published the warehouse since run {short_run(run)} began",
                     where=str(self.root),
                     hint="run again: it starts from what is published now",
                 )
@@ -453,7 +453,7 @@ class WarehouseTarget:
         current = self._layout.current_name()
         if current != clone.base:
             raise SeqMoved(
-                f"someone else published the warehouse since run {clone.run} began",
+                f"someone else published the warehouse since run {short_run(clone.run)} began",
                 where=str(self.root),
                 detail=[
                     f"the run's clone comes from {clone.base or 'nothing'}, now {current or 'nothing'} is published"
