@@ -28,6 +28,7 @@ from millrace.core.schema import Column, Schema
 from millrace.errors import ContractBroken
 
 CHUNK = 1 << 16  # rows at once: 6 µs for an operation, and the four arrays it works on stay in the second-level cache
+WIDE = 4  # rounds whose bytes are fetched at once: 420 ns for a line of 280 bytes, fetched one by one 725
 FEW = 8  # rows below which plain integers are faster than numpy's ~45 calls for twelve bytes
 POSTGRES_EPOCH_DAYS = 10_957
 POSTGRES_EPOCH_US = 946_684_800_000_000
@@ -206,11 +207,16 @@ def _hash_sorted(data: Bytes, starts: I64, lengths: I64, rounds: I64) -> U64:
     at = starts.astype("<i8")
     together = int(rounds[FEW]) if len(rounds) > FEW else 0  # rounds in which enough values take part
     if together:
-        words = np.ndarray((len(data) - 11,), "V12", data, strides=(1,))
-        for rows in np.searchsorted(-rounds, -np.arange(together), side="left").tolist():
-            _add(state, words[at[:rows]], rows)
-            state.mix(rows)
-            at[:rows] += 12
+        taking_part = np.searchsorted(-rounds, -np.arange(together), side="left").tolist()
+        for first in range(0, together, WIDE):
+            several = taking_part[first : first + WIDE]
+            words = _words(data, at[: several[0]], 12 * len(several))
+            for place, rows in enumerate(several):
+                state.a[:rows] += words[3 * place, :rows]
+                state.b[:rows] += words[3 * place + 1, :rows]
+                state.c[:rows] += words[3 * place + 2, :rows]
+                state.mix(rows)
+                at[:rows] += 12
     rest = lengths - np.minimum(rounds, together) * 12
     longer = int((rounds[:FEW] > together).sum())
     view = data.data
@@ -226,11 +232,23 @@ def _hash_sorted(data: Bytes, starts: I64, lengths: I64, rounds: I64) -> U64:
     return found
 
 
-def _add(state: _State, words: npt.NDArray[np.void], rows: int) -> None:
-    three = words.view("<u4").reshape(-1, 3)
-    state.a[:rows] += three[:, 0]
-    state.b[:rows] += three[:, 1]
-    state.c[:rows] += three[:, 2]
+def _words(data: Bytes, at: I64, width: int) -> U32:
+    """Return so many bytes from each place on, as one row of the result for each of their words.
+
+    Past the end of the buffer they are zeros, so a value may end before they do.
+    """
+    kind = f"V{width}"
+    edge = max(len(data) - width, -1)
+    found = np.empty(len(at), kind)
+    if edge >= 0:
+        found[:] = np.ndarray((edge + 1,), kind, data, strides=(1,))[np.minimum(at, edge)]
+    beyond = np.flatnonzero(at > edge)
+    if len(beyond):
+        begin = edge + 1
+        end = np.zeros(len(data) - begin + width, np.uint8)
+        end[: len(data) - begin] = data[begin:]
+        found[beyond] = np.ndarray((len(end) - width + 1,), kind, end, strides=(1,))[at[beyond] - begin]
+    return np.ascontiguousarray(found.view("<u4").reshape(len(at), -1).T)
 
 
 # What stays of the twelve bytes after a value's last whole round, by how many bytes belong to the value.

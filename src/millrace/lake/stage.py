@@ -275,7 +275,7 @@ class LakeStage:
                         if output is not None:
                             output.close()
                         paths.append(self.new_file())
-                        output, rows = writer(paths[-1], self.schema), 0
+                        output, rows = writer(paths[-1], self.schema, table), 0
                     output.write_table(table, row_group_size=table.num_rows)
                     rows += table.num_rows
                 if output is not None:
