@@ -20,7 +20,7 @@ from millrace.core.schema import Column, Kind, Schema
 from millrace.core.segment import Segment
 from millrace.core.staged import LedgerEntry, Proof, Staged
 from millrace.duck import engine
-from millrace.errors import ContractBroken, KeyInvalid, NotFound, UsageError, did_you_mean
+from millrace.errors import ContractBroken, NotFound, UsageError, did_you_mean
 from millrace.lake import quarantine
 from millrace.lake.quarantine import BYTES, ENTRY, FIX, STATUS
 from millrace.lake.table import arrow_type
@@ -84,7 +84,6 @@ class QuarantineStep:
             NotFound: there is no such entry.
             UsageError: an entry is not open, or a value does not fit its column.
             ContractBroken: none of the rows holds the rules.
-            KeyInvalid: another row of the same key stands in the asset.
         """
         lake = ctx.target(step.target)
         assert isinstance(lake, LakeTarget)  # noqa: S101 - the command names it
@@ -117,7 +116,6 @@ class QuarantineStep:
             good = _holding(work, rows, places, connection, file)
             rows, places = rows.take(good), [places[number] for number in good]
             _write(rows, file)
-            _check_keys(work, connection, file)
             state = _changed(work, places, "replayed", rows)
             expected = {SEGMENT: quarantine.digest_of(rows, work.schema)}
             if work.schema.key:
@@ -262,27 +260,3 @@ def _rows(count: int) -> str:
 
 def _break(count: int) -> str:
     return "breaks" if count == 1 else "break"
-
-
-def _check_keys(work: _Work, connection: Any, file: Path) -> None:
-    """Refuse to put a fixed row over another row of the asset."""
-    files = work.lake.files(work.entry.asset, work.entry.seq)
-    if not (work.schema.key and files):
-        return
-    keys = engine.listed(engine.identifier(name) for name in work.schema.key)
-    query = engine.fill(
-        "select {keys} from read_parquet(?, union_by_name = true, hive_partitioning = false) t"
-        " semi join read_parquet(?) r using ({keys}) limit 3",
-        keys=keys,
-    )
-    with engine.translated(work.step.label, "looking for rows of the same key"):
-        found = engine.rows(connection, query, [files, [str(file)]])
-    if found:
-        shown = [
-            ", ".join(f"{name} = {value}" for name, value in zip(work.schema.key, row, strict=True)) for row in found
-        ]
-        raise KeyInvalid(
-            f"{work.entry.asset} holds another row of the same key",
-            detail=shown,
-            hint="give the entry up: millrace quarantine drop",
-        )
