@@ -81,7 +81,7 @@ def test_what_the_steps_know(plan):
             "max_bad": 0.001,
             "new_columns": "evolve",
             "type_changes": "evolve",
-            "place": "models/silver/orders.sql:1",
+            "place": "models/silver/orders.yaml",
         },
     }
     assert (model.inputs, model.target, model.dated) == ((AssetId("bronze", "orders"),), "lake", False)

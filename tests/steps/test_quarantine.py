@@ -189,7 +189,10 @@ def test_without_a_contract_bad_rows_block(shop: Shop) -> None:
     text = (shop.folder / "copies/shop_db.yaml").read_text()
     shop.write("copies/shop_db.yaml", text.replace("    contract: {bad_rows: quarantine}\n", ""))
     (error,) = shop.run().errors
-    assert error.code == "GateFailed"
+    assert (error.code, error.hint) == (
+        "GateFailed",
+        "to set such rows aside: contract: {bad_rows: quarantine} in copies/shop_db.yaml:5",
+    )
     assert shop.lake.ledger(BRONZE) is None
 
 
@@ -198,7 +201,7 @@ def test_table_rules_gate_as_before(shop: Shop) -> None:
     text = (shop.folder / "copies/shop_db.yaml").read_text()
     shop.write("copies/shop_db.yaml", text.replace("row_count: {min: 1}", "row_count: {min: 199}"))
     (error,) = shop.run().errors
-    assert "198 rows, wanted at least 199" in str(error)
+    assert ("198 rows, wanted at least 199" in str(error), error.hint) == (True, None)
     assert shop.lake.ledger(BRONZE) is None
 
 

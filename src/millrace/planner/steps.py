@@ -165,7 +165,8 @@ class _Maker:
         shape = {name: spec[name] for name in ("source", "table", "mode", "key", "cursor", "where", "select")}
         if "files" in spec:  # where files go afterwards changes no row
             shape["files"] = {name: value for name, value in spec["files"].items() if name != "archive"}
-        contract = _contract(copy.options.contract, self._said(copy, "contract"))
+        said = self._said(copy, "contract")
+        contract = _contract(copy.options.contract, f"{said.file}:{said.line}")
         step = Step(
             key=f"copy:{copy.asset}",
             kind="copy",
@@ -201,9 +202,9 @@ class _Maker:
             "key": list(options.key or ()),
             "checks": self._checks_of(model.asset),
         }
-        file = model.options_file or model.file
-        place = self.project.documents[file].values.get(("contract",), model.place) if options.contract else model.place
-        contract = _contract(options.contract, place)
+        file = model.options_file or f"{model.file.removesuffix('.sql')}.yaml"  # where it would stand
+        found = self.project.documents[file].values.get(("contract",)) if options.contract else None
+        contract = _contract(options.contract, f"{file}:{found.line}" if found else file)
         step = Step(
             key=f"model:{model.asset}",
             kind="model",
@@ -424,7 +425,7 @@ def _column(column: Column, document: Document) -> dict[str, Any]:
     }
 
 
-def _contract(contract: RowContract | None, place: Place) -> dict[str, Any]:
+def _contract(contract: RowContract | None, place: str) -> dict[str, Any]:
     """Return a contract with its defaults as JSON, and where it stands or would stand."""
     said = {} if contract is None else contract.model_dump(exclude_none=True)
     return {
@@ -433,7 +434,7 @@ def _contract(contract: RowContract | None, place: Place) -> dict[str, Any]:
         "new_columns": "evolve",
         "type_changes": "evolve",
         **said,
-        "place": f"{place.file}:{place.line}",
+        "place": place,
     }
 
 

@@ -73,12 +73,13 @@ def run_checks(
     return runner.run(rules)
 
 
-def enforce(results: Sequence[CheckResult], last_good: str | None = None) -> None:
+def enforce(results: Sequence[CheckResult], last_good: str | None = None, hint: str | None = None) -> None:
     """Stop here when a blocking check failed.
 
     Args:
         results: of one or more assets.
         last_good: when the version was published that stays, if any is known.
+        hint: what else may be done.
 
     Raises:
         GateFailed: names the asset, how many of how many rows, a sample, and what stays.
@@ -100,7 +101,8 @@ def enforce(results: Sequence[CheckResult], last_good: str | None = None) -> Non
             detail.append(f"{name}: {result.detail}")
             detail += (f"  {line}" for line in result.sample)
     detail.append(f"the last good version ({last_good}) stays" if last_good else "the last good version stays")
-    raise GateFailed(what, where=f"check {failed[0].name}" if len(failed) == 1 else None, detail=detail)
+    where = f"check {failed[0].name}" if len(failed) == 1 else None
+    raise GateFailed(what, where=where, detail=detail, hint=hint)
 
 
 def reason(rule: RowRule, row: Mapping[str, Any]) -> str:

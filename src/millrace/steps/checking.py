@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from millrace.core.names import AssetId
+from millrace.core.plan import Step
 from millrace.core.ports import Context
 from millrace.core.staged import CheckResult, Staged, score
 from millrace.duck import engine, inputs
 from millrace.errors import KeyInvalid, NotFound
 from millrace.lake.target import LakeTarget
 from millrace.quality.gate import Query, Relations, enforce, run_checks
-from millrace.quality.rules import parse_checks
+from millrace.quality.rules import RowRule, parse_checks
 from millrace.steps.resources import Resources
 
 if TYPE_CHECKING:
@@ -40,8 +41,11 @@ def enforce_checks(
     key: Sequence[str] = (),
     relations: Relations | None = None,
     last_good: str | None = None,
+    contract: Mapping[str, Any] | None = None,
 ) -> tuple[CheckResult, ...]:
     """Run an asset's checks, report them, and stop the publish when a blocking one failed.
+
+    `contract`, where there is one, could set the rows aside that failed; the error says so.
 
     Raises:
         GateFailed: a blocking check failed.
@@ -50,7 +54,11 @@ def enforce_checks(
     now = dt.datetime.fromisoformat(ctx.logical_time)
     results = run_checks(rules, query, relation, key=key, now=now, relations=relations)
     ctx.report.checks(results)
-    enforce(results, None if last_good is None else local_time(last_good))
+    rows = {rule.name for rule in rules if isinstance(rule, RowRule)}
+    hint = None
+    if contract and all(one.name in rows for one in results if one.blocking and not one.passed):
+        hint = f"to set such rows aside: contract: {{bad_rows: quarantine}} in {contract['place']}"
+    enforce(results, None if last_good is None else local_time(last_good), hint)
     if results:
         ctx.report.note(f"score {score(results):.3f}")
     return results
@@ -62,7 +70,7 @@ def local_time(time: str) -> str:
 
 
 def check_lake_stage(
-    resources: Resources, lake: LakeTarget, staged: Staged, spec: Mapping[str, Any], ctx: Context, *, where: str
+    resources: Resources, lake: LakeTarget, staged: Staged, step: Step, ctx: Context
 ) -> tuple[CheckResult, ...]:
     """Check what a lake asset would be after the publish: its key, then its checks.
 
@@ -70,15 +78,15 @@ def check_lake_stage(
         resources: limits of the engine.
         lake: where it is staged.
         staged: the stage.
-        spec: the checks as the project's files say them.
+        step: its spec has the checks as the project's files say them, and the contract.
         ctx: of the step.
-        where: the file that errors name.
 
     Raises:
         KeyInvalid: a key stands twice.
         GateFailed: a blocking check failed.
     """
     connection = engine.connect(memory_limit=resources.memory_limit, threads=resources.threads)
+    where, contract = str(step.spec.get("path", step.label)), step.spec.get("contract") or {}
 
     def other(asset: AssetId) -> tuple[str, str]:
         if lake.ledger(asset) is None:
@@ -91,7 +99,7 @@ def check_lake_stage(
         _check_key(connection, staged, where)
         entry = lake.ledger(staged.asset)
         results = enforce_checks(
-            spec,
+            step.spec.get("checks") or {},
             staged.asset,
             querying(connection, where),
             (staged.asset.layer, staged.asset.name),
@@ -99,6 +107,7 @@ def check_lake_stage(
             key=staged.schema.key,
             relations=other,
             last_good=entry.time if entry else None,
+            contract=contract if contract.get("bad_rows") == "block" else None,
         )
         if told := set_aside(staged.detail.get("quarantine")):
             ctx.report.note(told)

@@ -76,15 +76,14 @@ class CopyStep:
         """Compare the stage's digest with the source's; then run the checks of a lake asset."""
         target = ctx.target(step.target)
         proofs = tuple(target.prove(item) for item in staged)
-        spec = step.spec.get("checks")
-        if not spec:
+        if not step.spec.get("checks"):
             return proofs
         from millrace.lake.target import LakeTarget
         from millrace.steps.checking import check_lake_stage
 
         assert isinstance(target, LakeTarget)  # noqa: S101 - the planner refuses checks elsewhere
         return tuple(
-            replace(proof, checks=check_lake_stage(self._resources, target, item, spec, ctx, where=step.label))
+            replace(proof, checks=check_lake_stage(self._resources, target, item, step, ctx))
             for item, proof in zip(staged, proofs, strict=True)
         )
 

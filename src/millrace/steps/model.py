@@ -124,7 +124,7 @@ class ModelStep:
         proof = lake.prove(one)
         if not (step.spec["checks"] or one.schema.key):
             return (proof,)
-        checks = check_lake_stage(self._resources, lake, one, step.spec["checks"], ctx, where=str(step.spec["path"]))
+        checks = check_lake_stage(self._resources, lake, one, step, ctx)
         return (replace(proof, checks=checks),)
 
 

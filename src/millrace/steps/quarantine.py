@@ -104,7 +104,7 @@ class QuarantineStep:
         proof, before = lake.prove(one), lake.ledger(one.asset)
         if one.how == "position" and before is not None:
             proof = replace(proof, level=before.level)  # no row moved: what was proven of them still is
-        checks = check_lake_stage(self._resources, lake, one, step.spec.get("checks") or {}, ctx, where=step.label)
+        checks = check_lake_stage(self._resources, lake, one, step, ctx)
         return (replace(proof, checks=checks),)
 
     def _replay(self, work: _Work, places: Sequence[int]) -> Staged:
