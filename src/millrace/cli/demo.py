@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from millrace.cli import show
 from millrace.cli.main import app
+from millrace.errors import StepFailed, UsageError
+
+if TYPE_CHECKING:
+    from millrace.cli.injuries import Shop
 
 DATA = "shop_db"  # the embedded server's data folder, inside the project
 SAMPLE = "select * from marts.agg_daily_sales limit 5"
 EXAMPLES = """
-[bold]Example[/bold]
+[bold]Examples[/bold]
 
   millrace demo
-  millrace demo elsewhere --orders 10000
+  millrace demo elsewhere --orders 10000 --no-injuries
+  millrace demo elsewhere --open
 """
 
 
@@ -29,13 +37,20 @@ EXAMPLES = """
 def demo(
     folder: Annotated[Path, typer.Argument(help="A new folder; everything is in it.")] = Path("demo"),
     orders: Annotated[int, typer.Option(help="Number of orders in the shop.", min=1000, max=10_000_000)] = 100_000,
+    no_injuries: Annotated[bool, typer.Option("--no-injuries", help="Only make the shop and run it twice.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what every command prints.")] = False,
+    keep_open: Annotated[
+        bool, typer.Option("--open", help="Keep the database of a demo running and print its URL, until Ctrl-C.")
+    ] = False,
 ) -> None:
-    """Make a shop with its source database, run it to a page, and run it again: nothing to do."""
+    """Make a shop with its source database, run it to a page, hurt it, and run it again: nothing to do."""
     from millrace.app import require_extras
-    from millrace.errors import UsageError
 
     require_extras("millrace demo", ("lake", "warehouse", "dbt", "pages", "demo"))
     since = time.monotonic()
+    if keep_open:
+        _open(folder)
+        return
     if folder.exists() and any(folder.iterdir()):
         if not (folder / "millrace.yaml").exists():
             raise UsageError(
@@ -45,11 +60,73 @@ def demo(
         show.out(f" {folder} is there already; it runs again. Delete the folder to begin anew.\n")
     else:
         _make(folder, orders)
-    _millrace(folder, "run")
-    show.out()
-    show.out(show.painted(" again, with nothing new at the source:\n", "grey"))
-    _millrace(folder, "run")
+    failed = _play(folder, injuries=not no_injuries, verbose=verbose)
     _summary(folder, time.monotonic() - since)
+    if failed:
+        raise failed
+
+
+def _play(folder: Path, *, injuries: bool, verbose: bool) -> StepFailed | None:
+    """Run the shop, hurt it, and run it again; returns the error when an injury ended badly."""
+    from millrace.testing.servers import shared_postgres
+
+    with shared_postgres(folder / DATA) as url:  # the commands use it, and need not start it each time
+        _millrace(folder, "run")
+        show.out()
+        if not injuries:
+            show.out(show.painted(" again, with nothing new at the source:\n", "grey"))
+            _millrace(folder, "run")
+            return None
+        from millrace.cli.injuries import Shop
+
+        shop = Shop(folder, url, verbose)
+        failed = _injuries(shop)
+    if not failed:
+        return None
+    return StepFailed("the demo did not end as promised", detail=failed, hint=f"what the commands printed: {shop.log}")
+
+
+def _open(folder: Path) -> None:
+    """Keep the server running until Ctrl-C or SIGTERM."""
+    from millrace.testing.servers import server_place, shared_postgres
+
+    if not server_place(folder / DATA).exists():
+        raise UsageError(f"there is no demo in {folder}", hint=f"make one: millrace demo {folder}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt), shared_postgres(folder / DATA) as url:
+        show.out(url)
+        show.flush()
+        while True:
+            signal.pause()
+
+
+def _injuries(shop: Shop) -> list[str]:
+    """Play all injuries and bring what they changed to the page; returns the titles of what ended badly."""
+    from millrace.cli.injuries import BadRow, BrokenModel, all_injuries, play
+
+    found = all_injuries()
+    show.out(f" {len(found)} injuries, each with a command to look closer: type it in {shop.folder}\n")
+    failed = []
+    for number, injury in enumerate(found, 1):
+        if not play(injury, shop, number, _command(shop.folder)).ok:
+            failed.append(injury.title)
+        if isinstance(injury, BrokenModel):
+            _run(shop, "mended   the model is back, one run brings all to the page", "published")
+            show.out()
+    if set(_run(shop, "again    with nothing new", "fresh")) != {"fresh"}:
+        failed.append("a run with nothing new")
+    # the source's row is as bad as before, and was looked at again
+    failed += [f"{one.title}: undone later" for one in found if isinstance(one, BadRow) and not one.result(shop).ok]
+    return failed
+
+
+def _run(shop: Shop, words: str, status: str) -> list[str]:
+    """Run the whole shop and tell in one line how many steps ended so; returns how all of them ended."""
+    result = json.loads(shop.millrace("run", "--json"))
+    ended = [step["status"] for step in result["steps"]]
+    show.out(f" {words}: {status} {ended.count(status)}   {result['seconds']:.1f} s")
+    show.flush()
+    return ended
 
 
 def _make(folder: Path, orders: int) -> None:
@@ -57,20 +134,22 @@ def _make(folder: Path, orders: int) -> None:
     import psycopg
 
     from millrace.app import init_project
+    from millrace.templates.shop_events import write_events
     from millrace.templates.shop_source import fill
     from millrace.testing.servers import remove_postgres, server_place, shared_postgres
 
-    started = time.monotonic()
     init_project(folder, "ecommerce")
     manifest = folder / "millrace.yaml"
     text = manifest.read_text("utf-8").replace('url: "${env:SHOP_DB_URL}"', f"embedded: ./{DATA}")
     manifest.unlink()  # it comes last: what has one is a whole demo
     remove_postgres(folder / DATA)  # of a demo that was deleted, where root's home made it lie elsewhere
     with shared_postgres(folder / DATA) as server, psycopg.connect(server, autocommit=True) as connection:
-        fill(connection, orders=orders)
+        fill(connection, orders=orders, bad_rows=True)
+    landed = write_events(folder / "landing", events=max(100, orders // 5), users=orders // 12)
     manifest.write_text(text, encoding="utf-8")
-    seconds = time.monotonic() - started
-    show.out(f" source   PostgreSQL in {folder / DATA}: {orders:,} orders, made in {seconds:.1f} s")
+    show.out(
+        f" source   PostgreSQL in {folder / DATA}: {orders:,} orders; {folder / 'landing'}: {landed.lines:,} events"
+    )
     place = server_place(folder / DATA)
     if place != (folder / DATA).resolve():  # the server does not run as root, whose home is closed to others
         show.out(show.painted(f"          its files lie in {place}, where the server's user can reach them", "grey"))
@@ -105,10 +184,15 @@ def _summary(folder: Path, seconds: float) -> None:
     show.out(f" done in    {seconds:.1f} s; everything is in {folder}, delete it when done")
     show.out()
     here = os.path.relpath(folder)
-    # a virtual environment need not be active: then the command is named by its place
-    command = (
-        "millrace" if shutil.which("millrace") else os.path.relpath(Path(sys.executable).with_name("millrace"), folder)
-    )
+    command = _command(folder)
     show.out(f" look closer:  cd {here} && {command} status")
     show.out(f"               cd {here} && {command} plan")
     show.out(f'               cd {here} && {command} query "{SAMPLE}"')
+    show.out(f" its database: {_command(Path())} demo {here} --open")
+
+
+def _command(folder: Path) -> str:
+    """Return how the command is called in a folder: a virtual environment need not be active."""
+    return (
+        "millrace" if shutil.which("millrace") else os.path.relpath(Path(sys.executable).with_name("millrace"), folder)
+    )
