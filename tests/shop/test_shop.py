@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
+import psycopg
 import pytest
+
+from millrace.templates.shop_source import BAD_ROWS
 
 from .conftest import Shop
 
@@ -60,8 +64,6 @@ def test_incremental_facts_lose_nothing_over_several_runs(ran_shop: Shop) -> Non
 
 
 def test_a_transaction_that_commits_late_is_brought(ran_shop: Shop) -> None:
-    import psycopg
-
     shop = ran_shop
     with psycopg.connect(shop.url) as late:
         late.execute(
@@ -139,3 +141,21 @@ def test_a_reader_neither_blocks_nor_is_blocked(ran_shop: Shop) -> None:
     out, _ = reader.communicate("\n", timeout=60)
     assert out == first
     assert shop.totals() == shop.source_totals()
+
+
+def test_bad_orders_are_set_aside_with_their_reasons(shop: Shop) -> None:
+    """Each kind of bad order that the synthetic shop has; what the source holds is in the asset or in quarantine."""
+    with psycopg.connect(shop.url, autocommit=True) as connection:
+        connection.execute(BAD_ROWS, {"orders": 3000, "bad": 5})
+    assert shop.statuses("run", "--select", "+silver.orders", "--json")["model:silver.orders"] == "published"
+    (entry,) = json.loads(shop.ok("quarantine", "list", "--json"))
+    assert (entry["asset"], entry["open"]) == ("bronze.orders", 5)
+    shown = shop.ok("quarantine", "show", "bronze.orders")
+    for words in ("amount is 0", "amount is -", "quantity is 1000", "quantity is 0", "lost"):
+        assert words in shown, shown
+    assert "3,000 rows = 2,995 in bronze.orders + 5 in quarantine" in shop.ok("quarantine", "list")
+    # a good order turns bad: its older version goes with it
+    shop.source("update orders set quantity = 0, updated_at = now() where order_id = 1")
+    shop.ok("run", "--select", "+silver.orders")
+    assert shop.ok("query", "select count(*) as n from silver.orders", "--json").count("2994") == 1
+    assert set(shop.statuses("run", "--select", "+silver.orders", "--json").values()) == {"fresh"}

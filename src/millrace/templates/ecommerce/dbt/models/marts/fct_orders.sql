@@ -27,7 +27,11 @@ left join {{ ref('dim_customers') }} as customers on customers.customer_id = ord
 left join {{ ref('dim_products') }} as products on products.product_id = orders.product_id
 left join {{ ref('int_order_items') }} as items on items.order_id = orders.order_id
 {% if is_incremental() %}
-where orders.load_seq > (select coalesce(max(done.load_seq), 0) - {{ var('lookback_loads') }} from {{ this }} as done)
+where (
+     orders.load_seq > (select coalesce(max(done.load_seq), 0) - {{ var('lookback_loads') }} from {{ this }} as done)
+     and not exists (
+       select 1 from {{ this }} as done where done.order_id = orders.order_id and done.load_seq = orders.load_seq)
+   )
    or orders.order_id in (
      select done.order_id from {{ this }} as done
      where done.customer_name = '(unknown)' or done.product_name = '(unknown)'
