@@ -14,10 +14,10 @@ from millrace.core.names import AssetId, short_run
 from millrace.core.staged import Counts, LedgerEntry, Level, Proof, Staged, entry_for
 from millrace.errors import CommitUnknown, GuardRefused, MillraceError, ProofFailed, SeqMoved, TransientFailure
 from millrace.lake import ledger, log
+from millrace.lake.aside import facts_of
 from millrace.lake.layout import Folder, disk
 from millrace.lake.ledger import Manifest
 from millrace.lake.prove import check_size, hashable
-from millrace.lake.quarantine import facts_of
 from millrace.lake.table import arrow_schema
 
 SOURCES = ("whole", "cursor", "files")

@@ -26,7 +26,7 @@ from millrace.core.position import Position
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import FORMAT, Publish, Staged, check_format
 from millrace.errors import ContractBroken, ProofFailed, UsageError
-from millrace.lake import quarantine
+from millrace.lake.aside import Aside
 from millrace.lake.layout import DATA_FILE, Folder, disk, read_json, sync_file, sync_folder, write_json
 from millrace.lake.table import arrow_schema, conform, grouped, microseconds, rows_of, writer
 
@@ -132,7 +132,7 @@ class LakeStage:
             self._left = set(self._segments)  # nobody has said yet that these still agree
             self._loaded(moment)
             self._save()
-        self._aside = quarantine.Aside(folder, request, moment)
+        self._aside = Aside(folder, request, moment)
         if own is not None:
             kept = {file["name"] for file in self._files}
             self._remove([file for file in own["files"] if file["name"] not in kept])
