@@ -321,7 +321,11 @@ def test_csv(landing: Landing) -> None:
     query = "select id, name, _file, _line, _raw from bronze.clicks order by _file, _line"
     assert landing.rows(query) == [("1", "a\nb", "a.csv", 2, '1,"a\nb"'), ("2", "", "a.csv", 4, "2,")]
     landing.put("a.csv", "3,c\n", more=True)
-    landing.put("b.csv", "id,more\n4,x\n")  # a column comes: everything is read anew under the new columns
+    landing.options("contract: {new_columns: freeze}", files="*.csv", columns="")
+    landing.put("b.csv", "id,more\n4,x\n")
+    with pytest.raises(ContractBroken, match="the contract freezes them"):
+        landing.run()
+    landing.options(files="*.csv", columns="")  # a column comes: everything is read anew under the new columns
     assert landing.run().message.startswith("2 files")
     assert landing.rows("select id, name, more, _file, _line from bronze.clicks order by _file, _line") == [
         ("1", "a\nb", None, "a.csv", 2),

@@ -22,6 +22,7 @@ from millrace.core.staged import LedgerEntry, Staged
 from millrace.errors import ExtraMissing, GuardRefused
 from millrace.observe.lines import count
 from millrace.steps.archive import Archive
+from millrace.steps.contracts import check_columns
 from millrace.steps.landing import FilesSpec
 from millrace.steps.resources import Resources
 from millrace.steps.routes.lines import EXAMPLES, FILE, LINE, RAW, Load, opened
@@ -101,7 +102,9 @@ def stage(
     found, seen = folder.find(files.pattern), _seen(entry)
     since = {} if seen is None or spec.full_refresh else dict(seen)
     schema = _schema(files, found, since, None if entry is None or not since else target.schema(spec.asset))
-    if since and entry is not None and target.schema(spec.asset).to_json() != schema.to_json():
+    contract = step.spec.get("contract") or {}
+    if since and entry is not None and (old := target.schema(spec.asset)).to_json() != schema.to_json():
+        check_columns(spec.asset, contract, entry, old, schema)
         ctx.report.note("the columns changed: all files are read anew")
         since = {}
     if seen and not since:
@@ -126,7 +129,7 @@ def stage(
     staging.drop(staging.left())  # what was told of their files is not known any more
     load = Load(spec, files, staging, ctx)
     load.read(work.tasks)
-    load.keep_or_stop(step.spec.get("contract") or {}, since)
+    load.keep_or_stop(contract, since)
     sieve = sieve_of(step, spec.asset, schema.key, ctx, entry)
     if sieve is not None:
         with load.engine() as connection:
