@@ -120,4 +120,4 @@ def _words(manifest: Manifest) -> str:
     quarantine = " with its quarantine" if manifest.quarantine else ""
     if entry.level == "table":
         return f"equal to the source{quarantine}, every row"
-    return f"what this load brought is equal to the source{quarantine}, every row"
+    return f"this load: equal to the source{quarantine}, every row"
