@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,6 +44,8 @@ def browser() -> Iterator[Any]:
         if os.environ.get("CI"):
             pytest.fail("no Chromium: apt-get install chromium")
         pytest.skip("no Chromium: bring it with: apt-get install chromium")
+    # node takes /tmp even where it may not write; Python looks further
+    os.environ.setdefault("TMPDIR", tempfile.gettempdir())
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
         chromium = playwright.chromium.launch(executable_path=path, args=arguments)
