@@ -9,7 +9,7 @@
       NotFound                        a table, column, asset, connection, run … does not exist
       KeyInvalid                      no key, a null in it, or the same key twice
       GuardRefused                    a guard (`--replace`, `max_delete`) stopped the publish
-      ContractBroken                  types or columns do not fit what the contract allows
+      ContractBroken                  columns, types or too many rows do not fit the contract
       ProofFailed                     what was staged is not what the source holds
       GateFailed                      a blocking check failed
       StepFailed                      a tool or a model that a step runs (dbt, SQL, Python) failed
@@ -177,7 +177,7 @@ class GuardRefused(MillraceError):
 
 
 class ContractBroken(MillraceError):
-    """Columns or types do not fit what the contract allows."""
+    """Columns, types or too many rows do not fit what the contract allows."""
 
 
 class ProofFailed(MillraceError):
