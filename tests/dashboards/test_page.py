@@ -181,7 +181,7 @@ def test_the_foot_says_where_the_figures_come_from(warehouse: duckdb.DuckDBPyCon
     assert "1 of 2 checks passed, score 0.500. 17 rows wait in quarantine: millrace quarantine list" in text
     assert "marts.agg_daily_sales 1,600 12 2026-11-21 06:00 UTC built 1 of 2 passed" in text
     assert "between(profit_margin_pct): 3 rows are not between -100 and 100" in text
-    assert "bronze.orders 9,000 9 2026-11-21 06:00 UTC equal to the source, every row none 17 rows" in text
+    assert "bronze.orders 9,000 9 2026-11-21 06:00 UTC equal to the source, every row none 17 waiting" in text
 
 
 def test_an_empty_asset_makes_a_page_that_says_so(

@@ -18,7 +18,7 @@ from millrace.core.digest import Digest
 from millrace.core.names import AssetId
 from millrace.core.position import Versions
 from millrace.core.schema import Schema
-from millrace.core.staged import LedgerEntry, Staged
+from millrace.core.staged import CheckResult, LedgerEntry, Staged
 from millrace.duck import engine, ledger
 from millrace.duck.layout import FILE
 from millrace.duck.warehouse import WarehouseTarget
@@ -282,6 +282,35 @@ def test_a_failed_gate_leaves_the_old_warehouse(target: WarehouseTarget, parquet
     assert target.current() == before
     assert publish(target, "r3", parquet(0, 12)).seq == 2
     tidy(target, ["000001", "000003"])
+
+
+def test_checks_are_published_with_what_they_looked_at(target: WarehouseTarget, parquet: Parquet) -> None:
+    def checked(
+        run: str, step: str, passed: bool, *, anew: bool = False, commit: bool = True
+    ) -> list[tuple[str, bool]]:
+        result = CheckResult(f"of {step}", ORDERS, passed, blocking=False, failing=3, sample=("7",))
+        clone = target.clone(run)
+        target.note_checks(clone, step, [result], anew=anew)
+        if commit:
+            publish(target, run, parquet(0, 10))
+        connection = target.reader()
+        assert connection is not None
+        with connection:
+            return [(check.name, check.passed) for check in ledger.checks(connection)]
+
+    assert checked("a", "dbt:shop", True) == [("of dbt:shop", True)]
+    assert checked("b", "gate:silver.orders", False) == [("of dbt:shop", True), ("of gate:silver.orders", False)]
+    assert checked("c", "gate:silver.orders", True) == [("of dbt:shop", True), ("of gate:silver.orders", True)]
+    assert checked("d", "dbt:shop", False, commit=False) == [("of dbt:shop", True), ("of gate:silver.orders", True)]
+    target.drop_run("d")
+    assert checked("e", "dbt:shop", False, anew=True) == [("of dbt:shop", False)]
+    connection = target.reader()
+    assert connection is not None
+    with connection:
+        second = ledger.at(connection, str(ORDERS), 2)
+        assert second is not None
+        assert (second.seq, second.run) == (2, "b")
+        assert ledger.at(connection, str(ORDERS), 9) is None
 
 
 def test_gc_drops_dead_runs_and_never_what_is_published(target: WarehouseTarget, parquet: Parquet) -> None:

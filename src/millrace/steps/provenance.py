@@ -11,6 +11,7 @@ from millrace.dashboards.page import Source
 from millrace.duck import ledger
 from millrace.errors import NotFound
 from millrace.lake.ledger import Manifest
+from millrace.lake.quarantine import Balance, balance
 from millrace.lake.target import LakeTarget
 
 if TYPE_CHECKING:
@@ -102,22 +103,26 @@ class _Walk:
             return Source(name, seq, "", "what was proven is no longer kept")
         entry = manifest.entry
         checks = [*(manifest.proof.checks if manifest.proof else ()), *(self._checks.get(name, ()) if loaded else ())]
-        words = _words(manifest)
+        sums = balance(self._lake().folder(entry.asset), manifest) if manifest.quarantine else None
+        words = _words(manifest, sums)
         if loaded is not None and loaded.level == "transfer":
             words += ", in the warehouse too"
         rows = entry.rows if entry.rows >= 0 else None
-        waiting = int((manifest.quarantine or {}).get("open", 0))
-        return Source(name, seq, entry.time, words, rows, tuple(checks), waiting)
+        return Source(name, seq, entry.time, words, rows, tuple(checks), sums.open if sums else 0)
 
 
-def _words(manifest: Manifest) -> str:
-    """Return what was proven of a load, in words."""
+def _words(manifest: Manifest, sums: Balance | None) -> str:
+    """Return what was proven of a load, in words; with a quarantine, as the sum that was compared."""
     entry = manifest.entry
     if entry.level == "none":
         return "not compared"
-    if entry.position.to_json()["kind"] == "versions":
-        return "equal to the query's result"
-    quarantine = " with its quarantine" if manifest.quarantine else ""
-    if entry.level == "table":
-        return f"equal to the source{quarantine}, every row"
-    return f"this load: equal to the source{quarantine}, every row"
+    model = entry.position.to_json()["kind"] == "versions"
+    side = "query's result" if model else "source"
+    if sums is not None and sums.agree:
+        replayed = f" \N{MINUS SIGN} {sums.replayed:,} replayed" if sums.replayed else ""
+        aside = sums.open + sums.replayed + sums.dropped
+        return f"equal to the {side}: {sums.source:,} rows = {sums.asset:,} here{replayed} + {aside:,} in quarantine"
+    quarantine = " with its quarantine" if sums else ""
+    if model:
+        return f"equal to the {side}{quarantine}"
+    return f"{'' if entry.level == 'table' else 'this load: '}equal to the {side}{quarantine}, every row"
