@@ -37,7 +37,7 @@ BLOCK = re.compile(
 )
 GIVEN = re.compile(r"^<!-- given\n(.*?)^-->$", re.MULTILINE | re.DOTALL)
 IDS = re.compile(
-    r"^ ?[0-9a-f]{4}(?=  )|(?<!\w)(?:(runs? |--resume |--run )[0-9a-f]{4,8}|(?=[0-9a-f]*\d)[0-9a-f]{8})\b"
+    r"^ ?[0-9a-f]{4}(?=  )|(?<!\w)(?:(runs? |--resume |--run )[0-9a-f]{4,8}|(?=[0-9a-f]*\d)[0-9a-f]{8}(?:[0-9a-f]{4})?)\b"
 )
 TOOK = re.compile(r"\b\d+\.\d s\b")  # not shown where next to nothing
 NUMBERS = re.compile(r"\d[\d,.:]*")
@@ -174,7 +174,7 @@ def test_a_missing_line_is_seen() -> None:
     assert plain("go on with: millrace run --resume 7f3a") == plain("go on with: millrace run --resume d413")
 
 
-@pytest.mark.parametrize("page", ["README.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
 def test_a_korean_page_has_the_same_code(page: str) -> None:
     """It shows the same code, pictures and pages, in their order; only comments and the names of sections are its own."""
 
