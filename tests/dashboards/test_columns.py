@@ -108,3 +108,15 @@ def test_what_the_page_cannot_do_is_refused_with_its_place(old: str, new: str, t
         wanted(TEXT.replace(old, new, 1))
     assert caught.value.what == text
     assert ":" in str(caught.value.where), Path(str(caught.value.where))
+
+
+def test_every_asset_that_is_read_has_its_place() -> None:
+    text = TEXT.replace("per: total_orders", "asset: marts.a").replace("days: 30", "asset: marts.b")
+    document = parse_yaml(text.replace("by: order_date", "asset: marts.c"), "dashboards/sales.yaml")
+    reads = validated(DashboardFile, document).reads()
+    assert {str(asset): str(document.place(path)) for asset, path in reads.items()} == {
+        "marts.agg_daily_sales": "dashboards/sales.yaml:2:8",
+        "marts.a": "dashboards/sales.yaml:5:53",
+        "marts.b": "dashboards/sales.yaml:7:71",
+        "marts.c": "dashboards/sales.yaml:8:53",
+    }

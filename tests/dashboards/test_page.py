@@ -208,6 +208,21 @@ def test_a_change_names_what_it_is_against(warehouse: duckdb.DuckDBPyConnection,
     assert page(warehouse).count(text) == 4
 
 
+@pytest.mark.slow
+def test_what_is_no_number_is_a_dash_and_a_gap(
+    warehouse: duckdb.DuckDBPyConnection, browser: Any, tmp_path: Path
+) -> None:
+    warehouse.execute("alter table marts.agg_daily_sales alter total_revenue type double")
+    for day, value in (("2026-11-20", "nan"), ("2026-11-10", "inf"), ("2026-11-09", "-inf")):
+        warehouse.execute(f"update marts.agg_daily_sales set total_revenue = '{value}' where order_date = date '{day}'")
+    warehouse.execute("update marts.agg_daily_sales set region = null, customer_segment = ''")
+    html = page(warehouse)
+    assert '<p class="value" title="–">–</p>' in html
+    assert not re.search(r"\b(nan|inf)\b", html.partition("<script")[0].partition("<main>")[2], re.IGNORECASE)
+    with opened(browser, tmp_path / "page.html", html) as tab:
+        assert tab.evaluate("document.querySelector('.chart').data[0].y.filter((y) => y === null).length") == 3
+
+
 def test_a_day_with_several_times_is_one_day(warehouse: duckdb.DuckDBPyConnection) -> None:
     before = re.findall(r'<p class="value" title="([^"]*)"', page(warehouse))
     warehouse.execute("alter table marts.agg_daily_sales alter order_date type timestamp")

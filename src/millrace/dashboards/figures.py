@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -130,7 +131,12 @@ def _grouped(asset: AssetId, by: exp.Expression, measure: str, spec: Mapping[str
 
 
 def _run(query: Query, select: exp.Expression) -> list[tuple[Any, ...]]:
-    return query(select.sql(dialect="duckdb"))
+    """Run a query. What is not finite (NaN, infinity) is no figure: None, which is shown as a dash or a gap."""
+
+    def finite(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return [tuple(map(finite, row)) for row in query(select.sql(dialect="duckdb"))]
 
 
 def kpi(query: Query, asset: AssetId, date: str, spec: Mapping[str, Any]) -> Kpi:
@@ -194,7 +200,7 @@ def _of_all(
     every = every.from_(select.subquery("bars"))
     count, total, least = _run(query, every)[0]
     adds_up = (spec.get("agg") or "sum") in ("sum", "count") and not spec.get("per")
-    if not adds_up or not total or least < 0:
+    if not adds_up or not total or least is None or least < 0:
         return count, ()
     return count, tuple(float(y or 0) / float(total) for _, y in points)
 
