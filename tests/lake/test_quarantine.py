@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from datetime import timedelta
 
@@ -17,6 +18,7 @@ from millrace.errors import ContractBroken, ProofFailed
 from millrace.lake import quarantine
 from millrace.lake.quarantine import FIX, REASON, RULE, SOURCE, STATUS, packed
 from millrace.lake.rowhash import digest_table
+from millrace.lake.target import LakeTarget
 
 from .conftest import SCHEMA, Lake, table
 
@@ -63,7 +65,8 @@ def change(lake: Lake, number: int, ids: dict[str, str], fixed: pa.Table | None 
     statuses = [ids.get(name, old) for name, old in zip(names(state), state.column(STATUS).to_pylist(), strict=True)]
     state = state.set_column(state.schema.get_field_index(STATUS), STATUS, pa.array(statuses))
     if fixed is not None:
-        fixes = [packed(fixed) if ids.get(name) == "replayed" else None for name in names(state)]
+        known = zip(names(state), state.column(FIX).to_pylist(), strict=True)
+        fixes = [packed(fixed) if ids.get(name) == "replayed" else old for name, old in known]
         state = state.set_column(state.schema.get_field_index(FIX), FIX, pa.array(fixes, pa.binary()))
         stage.write(Segment.whole(), fixed.to_reader(), digest_table(fixed, lake.schema))
     stage.put_state(state)
@@ -269,3 +272,74 @@ def test_rows_that_do_not_fit_are_refused(lake):
     wrong = replace(SCHEMA, columns=(*SCHEMA.columns, replace(SCHEMA.columns[1], name=REASON)))
     with pytest.raises(ContractBroken, match="quarantine's own"):
         quarantine.bad_schema(wrong)
+
+
+class Meaning:
+    """What source, asset and quarantine should hold: dictionaries by key, and the rules in their plainest form."""
+
+    def __init__(self, choose: random.Random) -> None:
+        self.choose = choose
+        self.source: dict[int, tuple] = {}
+        self.seen: dict[int, tuple] = {}
+        self.entries: dict[int, tuple[str, tuple, tuple | None]] = {}
+
+    def change(self, keys) -> None:
+        for key in keys:
+            self.source[key] = (key, self.choose.choice(["a", None]), self.choose.choice(["-2.00", "-1.00", "1.00"]))
+
+    def loaded(self, keys) -> None:
+        for key in keys:
+            row = self.seen[key] = self.source[key]
+            if row[2][0] != "-":
+                self.entries.pop(key, None)
+            elif key not in self.entries or self.entries[key][1] != row:
+                self.entries[key] = ("open", row, None)
+
+    @property
+    def asset(self) -> dict[int, tuple]:
+        good = {key: row for key, row in self.seen.items() if row[2][0] != "-"}
+        return good | {key: fix for key, (status, _, fix) in self.entries.items() if status == "replayed"}
+
+
+def parted(rows) -> tuple[list[tuple], list[tuple]]:
+    return [row for row in rows if row[2][0] != "-"], [row for row in rows if row[2][0] == "-"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_sequence_of_loads_means_what_it_says(tmp_path, seed):
+    """Full loads, merges of changed and unchanged rows, replays and drops in any order, against the plain meaning."""
+    choose = random.Random(seed)
+    lake, meant = Lake(LakeTarget(tmp_path / "lake")), Meaning(choose)
+    for number in range(1, 10):
+        waiting = sorted(key for key, (status, _, _) in meant.entries.items() if status == "open")
+        act = (
+            choose.choice(["full", "merge", "merge", *(["replay", "drop"] if waiting else [])])
+            if meant.seen
+            else "full"
+        )
+        if act == "full":
+            meant.change(choose.sample(range(8), 3 if meant.seen else 8))
+            gone = choose.choice(sorted(meant.source))
+            meant.source.pop(gone)
+            meant.entries.pop(gone, None)
+            meant.seen = {}
+            meant.loaded(sorted(meant.source))
+            lake.publish(load(lake, number, *parted(meant.source.values())))
+        elif act == "merge":
+            meant.change(choose.sample(range(8), 2))
+            keys = {key for key, row in meant.source.items() if meant.seen.get(key) != row}
+            keys |= set(choose.sample(sorted(meant.source), 2))  # read again, as rows of the newest cursor value are
+            meant.loaded(sorted(keys))
+            lake.publish(upsert(lake, number, *parted([meant.source[key] for key in sorted(keys)]), tmp_path))
+        else:
+            key = choose.choice(waiting)
+            fix = (key, "fixed", "5.00") if act == "replay" else None
+            status = "replayed" if act == "replay" else "dropped"
+            meant.entries[key] = (status, meant.entries[key][1], fix)
+            change(lake, number, {keyed(lake)[key][1]: status}, table([fix]) if fix else None)
+        assert {row[0]: (*row[:2], str(row[2])) for row in lake.rows()} == meant.asset, (number, act)
+        held = [(entry.row["id"], entry.status) for entry in lake.target.entries(lake.asset)]
+        assert sorted(held) == sorted((key, status) for key, (status, _, _) in meant.entries.items()), (number, act)
+        found = lake.target.balance(lake.asset)
+        assert (found.source, found.asset) == (len(meant.seen), len(meant.asset))
+        assert found.agree or not held
