@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from millrace.app.house import open_house
+from millrace.app.quarantine import drop, replay
 from millrace.connectors.lines import LineFile
 from millrace.core.names import AssetId
 from millrace.core.position import Files
@@ -237,7 +238,7 @@ def test_lines_that_cannot_be_read_block(landing: Landing) -> None:
         landing.run()
     text = str(broken.value)
     assert "bronze.clicks was not published: 4 of 6 lines cannot be read" in text
-    assert "a.jsonl:2: the line is half a JSON object: it ends at character 12 (" in text
+    assert "a.jsonl:2: the line is half a JSON object: it ends after character 12: " in text
     assert "a.jsonl:3: the line is a list, not an object: [3]" in text
     assert "a.jsonl:5: byte 1 of the line is not UTF-8: 0xff" in text
     assert "and 1 further line" in text
@@ -417,3 +418,22 @@ def test_a_full_disk_leaves_nothing_half(landing: Landing) -> None:
         assert landing.rows("select count(*), count(distinct id) from bronze.clicks") == [(3010, 3010)]
     finally:
         subprocess.run(["umount", "-l", lake], check=True)
+
+
+def test_a_line_that_cannot_be_read_is_not_replayed_as_an_empty_row(landing: Landing) -> None:
+    landing.options(SET_ASIDE)
+    landing.put("a.jsonl", line(1) + "half\n" + line(2))
+    landing.run()
+    with open_house(landing.folder) as house:
+        (error,) = replay(house, ASSET, [], {}).errors
+    assert error.what.startswith("nothing of bronze.clicks was replayed")
+    assert "could not be read into columns; put it right in a new file" in str(error)
+    assert landing.ids() == ["1", "2"]
+    (entry,) = landing.quarantine()
+    with open_house(landing.folder) as house:
+        assert drop(house, ASSET, [entry.id]).status == "done"
+    landing.put("b.jsonl", line(3))
+    landing.run()
+    assert landing.run().status == "fresh"
+    assert [one.status for one in landing.quarantine()] == ["dropped"]
+    assert landing.lake.balance(ASSET).agree

@@ -33,6 +33,8 @@ RUN, FIX = "_millrace_run", "_millrace_fix"
 SAID = (RULE, COLUMN, REASON, SOURCE, BYTES)
 """Columns beside the asset's own that whoever sets rows aside may give; of these only the reason must be there."""
 STATUSES = ("open", "replayed", "dropped")
+UNREAD = "readable"
+"""The rule that a line of a file breaks that cannot be read into columns."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from millrace.core.staged import LedgerEntry, Proof, Staged
 from millrace.duck import engine
 from millrace.errors import ContractBroken, NotFound, UsageError, did_you_mean
 from millrace.lake import quarantine
-from millrace.lake.quarantine import BYTES, ENTRY, FIX, STATUS
+from millrace.lake.quarantine import ENTRY, FIX, RULE, STATUS, UNREAD
 from millrace.lake.table import arrow_type
 from millrace.lake.target import LakeTarget
 from millrace.quality.gate import reason
@@ -226,11 +226,12 @@ def _write(rows: pa.Table, file: Path) -> None:
 
 def _holding(work: _Work, rows: pa.Table, places: Sequence[int], connection: Any, file: Path) -> list[int]:
     """Return the numbers of the rows that hold the rules; tell of the others. Raises ContractBroken when none does."""
-    broken = {
-        number: "it could not be read into columns"
+    unread = {
+        number: "it could not be read into columns; put it right in a new file, then drop this entry"
         for number, place in enumerate(places)
-        if work.state.column(BYTES)[place].is_valid
+        if work.state.column(RULE)[place].as_py() == UNREAD
     }
+    broken: dict[int, str] = {}
     for column in work.schema.columns:
         if not column.nullable:
             values = enumerate(rows.column(column.name).to_pylist())
@@ -241,6 +242,7 @@ def _holding(work: _Work, rows: pa.Table, places: Sequence[int], connection: Any
         for number, rules in sieve.broken(connection, [file], work.schema).items():
             row = rows.slice(number, 1).to_pylist()[0]
             broken[number] = "; ".join(reason(rule, row) for rule in rules)
+    broken |= unread
     told = [f"{work.state.column(ENTRY)[places[number]]}: {why}" for number, why in sorted(broken.items())]
     good = [number for number in range(rows.num_rows) if number not in broken]
     if not good:

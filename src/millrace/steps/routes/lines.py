@@ -133,7 +133,7 @@ class Load:
                 part.short = task.found.name
                 raise
             part.taken[task.found.name] = file.taken()
-            part.bad += file.tally.bad
+            part.bad += sorted(file.tally.bad, key=lambda bad: bad.line)
             part.blank += file.tally.blank
             if file.encoding not in ("utf-8", self.files.encoding):
                 part.foreign.add(file.encoding)
@@ -177,8 +177,8 @@ class Load:
             ContractBroken: there are bad lines, and they are not set aside or are more than max_bad allows.
         """
         gone = self._settled(since)
-        if not self.bad and not gone:
-            return
+        if not self.bad and self.opened.quarantined() is None:
+            return  # else the sum of source, asset and quarantine goes on
         rows = self._rows_of(self.bad)
         lines = self.rows + len(self.bad)
         allowed = max(LEAST, int(contract["max_bad"] * lines)) if contract.get("max_bad") else 0
@@ -220,13 +220,13 @@ class Load:
         """Return bad lines in the asset's columns, with why they are bad."""
         import pyarrow as pa
 
-        from millrace.lake.quarantine import BYTES, REASON, RULE, SOURCE, bad_schema
+        from millrace.lake.quarantine import BYTES, REASON, RULE, SOURCE, UNREAD, bad_schema
 
         rows = {
             FILE: [one.name for one in bad],
             LINE: [one.line for one in bad],
             RAW: [one.text for one in bad],
-            RULE: ["readable"] * len(bad),
+            RULE: [UNREAD] * len(bad),
             REASON: [one.reason for one in bad],
             SOURCE: [f"{one.name}:{one.line}" for one in bad],
             BYTES: [one.data for one in bad],
