@@ -309,6 +309,15 @@ kind upsert needs a key
     |       ^^^^^^
   key: order_id, or a list of columns""",
     ),
+    "what a contract cannot do yet": (
+        COPIES,
+        ("new_columns: evolve", "new_columns: discard"),
+        """\
+a contract's discard of columns is not built yet: use evolve or freeze
+  copies/shop_db.yaml:5:54
+  5 | …rs:    {key: order_id, contract: {new_columns: discard, type_changes: freeze, bad_rows: quaran…
+    |                                                 ^^^^^^^""",
+    ),
     "a kind that comes later": (
         "models/silver/orders.yaml",
         ("upsert", "interval"),
