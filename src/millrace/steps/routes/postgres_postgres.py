@@ -1,6 +1,6 @@
 """The route from PostgreSQL to PostgreSQL: COPY bytes from server to server, every row proven by digests.
 
-Four situations, told apart by `_look`:
+Four situations, told apart by `postgres_look`:
 
 - `create`: the target is missing. Heap-page ranges are copied at once from one snapshot into a hidden table.
 - `sync`: it exists. Both sides are digested by key segments, one scan each; only segments that differ are copied.
@@ -11,200 +11,35 @@ What was staged by an attempt that died is kept where its digest still is the so
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from psycopg import sql
 
 from millrace.core.digest import Digest
-from millrace.core.names import fingerprint
 from millrace.core.plan import Freshness, Step
 from millrace.core.ports import Context, StageRequest
-from millrace.core.position import Cursor, Position, Whole
-from millrace.core.schema import Schema
-from millrace.core.segment import Segment, SegmentId
-from millrace.core.staged import Counts, LedgerEntry, Staged
+from millrace.core.position import Cursor, Whole
+from millrace.core.segment import Segment
+from millrace.core.staged import Counts, Staged
 from millrace.errors import Handling, Interrupted, MillraceError, ProofFailed
-from millrace.postgres.catalog import Relation
-from millrace.postgres.ddl import check_fit
 from millrace.postgres.digest import row_hash
-from millrace.postgres.keys import check_key, key_columns, proven
-from millrace.postgres.names import sql_name
-from millrace.postgres.newest import left_out, newest, told
+from millrace.postgres.keys import check_key
+from millrace.postgres.newest import told
 from millrace.postgres.parts import Part, alone, gathered, joined
 from millrace.postgres.publish import fits_of, refuse_deletes, refuse_first_contact
-from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_segments
+from millrace.postgres.reader import PostgresReader
 from millrace.postgres.segments import key_hash, key_segments, page_segments
 from millrace.postgres.session import Connection, translated
 from millrace.postgres.source import Source, author_select
-from millrace.postgres.stage import PostgresStage, schema_of
+from millrace.postgres.stage import PostgresStage
 from millrace.postgres.target import PostgresTarget
+from millrace.steps.routes.postgres_look import Look, both_digests, look_at
 from millrace.steps.routes.relay import Relay
 from millrace.steps.spec import CopySpec
 
-How = Literal["create", "sync", "merge", "append"]
 FINER = 25  # segments that are compared are so much smaller than those that are copied: 10,000 rows
 FETCH = 20_000  # rows of a server-side cursor's batch, of two integers each
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """One look at both sides: what is there and what has to be done.
-
-    Attributes:
-        base: all rows of the source.
-        source: one row for each key: the rows that the target is to hold.
-        since: the position from which changes are read; None: everything is.
-    """
-
-    spec: CopySpec
-    reader: PostgresReader
-    target: PostgresTarget
-    snap: PostgresSnapshot
-    base: Source
-    source: Source
-    key: tuple[str, ...]
-    entry: LedgerEntry | None
-    relation: Relation | None
-    how: How
-    since: Cursor | None
-
-    @property
-    def schema(self) -> Schema:
-        return schema_of(self.source.columns, self.key)
-
-    @property
-    def seq(self) -> int:
-        return self.entry.seq if self.entry else 0
-
-    @property
-    def there(self) -> Relation:
-        """The existing target."""
-        if self.relation is None:
-            raise MillraceError(f"{self.spec.asset} does not exist", where=self.target.database.label)
-        return self.relation
-
-    @property
-    def target_source(self) -> Source:
-        """The target's rows, in the source's columns."""
-        there = self.there
-        return Source(str(there.ref), there.pick(self.source.names), there, database=self.target.database.label)
-
-    @property
-    def origin(self) -> str:
-        """Fingerprint of what is staged: a stage of another origin cannot be resumed."""
-        relation = self.base.relation
-        return fingerprint(
-            self.snap.server,
-            self.snap.connection.info.dbname,
-            "" if relation is None else str(relation.oid),
-            json.dumps([self.spec.where, self.spec.select, list(self.key), self.how]),
-            self.schema.fingerprint,
-            "" if self.since is None else json.dumps(self.since.to_json()),
-            "" if self.relation is None else fits_of(self.relation, self.source.names),
-        )
-
-    @property
-    def versions(self) -> bool:
-        """Whether the source may keep several versions of a row, of which the newest by the cursor is taken."""
-        return self.source is not self.base
-
-    def changes(self) -> Source:
-        """Return the rows since the position, each version; without a position all rows."""
-        return self.base if self.since is None else self.reader.changes(self.base, self.since, self.snap)
-
-    def wanted(self) -> Source:
-        """Return the rows to bring: those since the position, one for each key."""
-        if self.since is None:
-            return self.source
-        changes = self.changes()
-        return newest(self.base, self.base.pick(self.key), self.since.column, changes) if self.versions else changes
-
-    def left_out(self) -> int:
-        """Return how many versions of rows are not brought. Raises KeyInvalid for a null in their key."""
-        if not self.versions:
-            return 0
-        changes = None if self.since is None else self.changes()
-        return left_out(self.snap.connection, self.base, self.base.pick(self.key), changes)
-
-    def compared(self, found: str) -> str:
-        """Return what a comparison of everything found, with why it was made where changes were asked for."""
-        entry, cursor = self.entry, self.spec.cursor
-        if self.spec.mode == "full" or cursor is None or entry is None or isinstance(entry.position, Cursor):
-            return found
-        return f"no position by {sql_name(cursor)} yet, so all was compared: {found}"
-
-    def position(self, whole: Digest | None) -> Position:
-        """Return the position of what this snapshot holds.
-
-        Args:
-            whole: digest of the whole source, where everything was read.
-        """
-        if self.spec.mode == "full" or self.spec.cursor is None:
-            return Whole(whole, self.snap.state)
-        found = self.reader.cursor(self.base, self.spec.cursor, self.snap)
-        tail = _whole(self.snap.connection, self.reader.changes(self.base, found, self.snap))
-        return Cursor(found.column, found.value, found.snapshot, found.server, tail)
-
-
-@contextmanager
-def _look(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Iterator[_Look]:
-    """Look at both sides, in a snapshot of the source that stays open in the block."""
-    entry = target.ledger(spec.asset)
-    relation = target.relation(spec.asset)
-    with reader.snapshot() as snap:
-        base = source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
-        key = key_columns(source, spec.key or source.key)
-        if spec.cursor is not None and spec.mode != "full":
-            source[spec.cursor]  # NotFound with the nearest name
-            if spec.mode == "incremental" and not proven(source, key):
-                source = newest(base, key, spec.cursor)
-        since = _since(spec, entry) if relation is not None and _filled(target, relation) else None
-        how: How = "sync"
-        if relation is None:
-            how = "create"
-        elif spec.mode == "append":
-            how = "append"
-        elif since is not None or (spec.mode == "incremental" and spec.cursor is None):
-            how = "merge"
-        if relation is not None:
-            check_fit(source.columns, relation, label=target.database.label)
-        names = tuple(column.name for column in key)
-        yield _Look(spec, reader, target, snap, base, source, names, entry, relation, how, since)
-
-
-def _filled(target: PostgresTarget, relation: Relation) -> bool:
-    """Say whether a table has rows: changes since a position are worth nothing to one that was emptied."""
-    with (
-        target.connect("look") as there,
-        translated(target.database.label, f"look into {relation.ref}", connection=there),
-    ):
-        return there.execute(sql.SQL("select from {} limit 1").format(relation.identifier)).fetchone() is not None
-
-
-def _since(spec: CopySpec, entry: LedgerEntry | None) -> Cursor | None:
-    position = entry.position if entry is not None else None
-    if spec.mode == "full" or spec.full_refresh or spec.cursor is None or not isinstance(position, Cursor):
-        return None
-    return position if position.column == spec.cursor else None
-
-
-def _whole(connection: Connection, source: Source) -> Digest:
-    """Digest all rows of a source in the connection's transaction."""
-    whole = Segment.whole()
-    return dict(digest_segments(connection, source, [whole]))[whole.id]
-
-
-def _both(look: _Look, segments: Sequence[Segment]) -> tuple[Mapping[SegmentId, Digest], Mapping[SegmentId, Digest]]:
-    """Digest segments on both sides at the same time."""
-    with ThreadPoolExecutor(1, thread_name_prefix="millrace-digest") as pool, look.target.connect("digest") as there:
-        theirs = pool.submit(lambda: dict(digest_segments(there, look.target_source, segments, look.key)))
-        ours = dict(digest_segments(look.snap.connection, look.source, segments, look.key))
-        return ours, theirs.result()
 
 
 # freshness
@@ -230,7 +65,7 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Fre
     Raises:
         KeyInvalid, NotFound, ContractBroken, PermissionMissing: what would also stop the run.
     """
-    with _look(spec, reader, target) as look:
+    with look_at(spec, reader, target) as look:
         rows = look.base.relation.rows if look.base.relation is not None else None
 
         def answer(is_fresh: bool, reason: str, moves: int | None = rows) -> Freshness:
@@ -251,7 +86,7 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Fre
         if not isinstance(look.entry.position, wanted):
             return answer(False, "the mode changed")
         whole = Segment.whole()
-        ours, theirs = _both(look, [whole])
+        ours, theirs = both_digests(look, [whole])
         if ours[whole.id] == theirs[whole.id]:
             return answer(True, "source digest unchanged", 0)
         position = look.entry.position
@@ -277,7 +112,7 @@ def stage(
         Interrupted: what was staged can be resumed.
         MillraceError: everything else that stops a copy; nothing is left then.
     """
-    with _look(spec, reader, target) as look:
+    with look_at(spec, reader, target) as look:
         if look.relation is not None:
             _check_target(look)
         if (number := look.left_out()) and spec.cursor is not None:
@@ -315,7 +150,7 @@ def _worthless(error: BaseException) -> bool:
     return isinstance(error, MillraceError) and error.handling is Handling.FATAL and not isinstance(error, Interrupted)
 
 
-def _check_target(look: _Look) -> None:
+def _check_target(look: Look) -> None:
     """The guards that need no digest."""
     with look.target.connect("check") as connection:
         label = look.target.database.label
@@ -325,7 +160,7 @@ def _check_target(look: _Look) -> None:
         check_key(connection, look.target_source, look.key)
 
 
-def _fill(look: _Look, opened: PostgresStage, request: StageRequest, ctx: Context) -> Staged | None:
+def _fill(look: Look, opened: PostgresStage, request: StageRequest, ctx: Context) -> Staged | None:
     if look.how == "create":
         return _first(look, opened, ctx)
     if look.since is not None:
@@ -333,7 +168,7 @@ def _fill(look: _Look, opened: PostgresStage, request: StageRequest, ctx: Contex
     return _differing(look, opened, request, ctx)
 
 
-def _first(look: _Look, opened: PostgresStage, ctx: Context) -> Staged:
+def _first(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
     """Copy everything into the new table."""
     segments = opened.plan
     if segments is None:
@@ -346,7 +181,7 @@ def _first(look: _Look, opened: PostgresStage, ctx: Context) -> Staged:
     return opened.close(look.position(whole), expected)
 
 
-def _parts(look: _Look) -> list[Segment]:
+def _parts(look: Look) -> list[Segment]:
     source, rows = look.source, look.spec.segment_rows
     if source.paged and source.relation is not None:
         return page_segments(source.relation, rows)
@@ -355,7 +190,7 @@ def _parts(look: _Look) -> list[Segment]:
     return parts if parts[0].how == "range" else [Segment.whole()]
 
 
-def _since_position(look: _Look, opened: PostgresStage, ctx: Context) -> Staged:
+def _since_position(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
     """Copy the rows since the position."""
     relay = Relay(look.reader, look.snap, look.wanted(), look.key, opened, ctx, 1)
     expected = relay.run(alone([Segment("changes", "changes")]))
@@ -364,13 +199,13 @@ def _since_position(look: _Look, opened: PostgresStage, ctx: Context) -> Staged:
     return opened.close(look.position(None), expected, **_detail(look))
 
 
-def _differing(look: _Look, opened: PostgresStage, request: StageRequest, ctx: Context) -> Staged | None:
+def _differing(look: Look, opened: PostgresStage, request: StageRequest, ctx: Context) -> Staged | None:
     """Copy the segments that differ; when none does, only the position moves, if that."""
     segments = opened.plan
     if segments is None:
         segments = _fine(look)
         opened.planned(segments)
-    ours, theirs = _both(look, segments)
+    ours, theirs = both_digests(look, segments)
     whole = Digest.sum(ours.values(), look.schema.shape)
     _check_count(look, whole.rows)
     different = [segment for segment in segments if ours[segment.id] != theirs[segment.id]]
@@ -387,13 +222,13 @@ def _differing(look: _Look, opened: PostgresStage, request: StageRequest, ctx: C
     return opened.close(look.position(whole), expected, **detail, **_detail(look))
 
 
-def _fine(look: _Look) -> list[Segment]:
+def _fine(look: Look) -> list[Segment]:
     """Split by key, finely: one grouped scan digests many segments as fast as few, and less is copied."""
     rows = max(1, look.spec.segment_rows // FINER)
     return key_segments(look.snap.connection, look.source, look.source.pick(look.key), rows)
 
 
-def _detail(look: _Look) -> dict[str, Any]:
+def _detail(look: Look) -> dict[str, Any]:
     """Return what the publish has to know of guards and of the target as it was seen."""
     return {
         "fits": fits_of(look.there, look.source.names),
@@ -402,7 +237,7 @@ def _detail(look: _Look) -> dict[str, Any]:
     }
 
 
-def _position_only(look: _Look, request: StageRequest, whole: Digest, ctx: Context) -> Staged | None:
+def _position_only(look: Look, request: StageRequest, whole: Digest, ctx: Context) -> Staged | None:
     position = look.position(whole)
     before = look.entry.position if look.entry is not None and look.entry.code == request.code else None
     if isinstance(before, Whole) and isinstance(position, Whole) and before.digest == position.digest:
@@ -427,7 +262,7 @@ def _position_only(look: _Look, request: StageRequest, whole: Digest, ctx: Conte
     )
 
 
-def _check_count(look: _Look, rows: int) -> None:
+def _check_count(look: Look, rows: int) -> None:
     """Compare the author's count, in the same snapshot, with the rows read. Raises ProofFailed."""
     if look.spec.count is None:
         return
@@ -457,7 +292,7 @@ def dry_run(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> C
         GuardRefused: a run would delete more than max_delete allows.
         KeyInvalid: a null in the key of a source that may keep several versions of a row.
     """
-    with _look(spec, reader, target) as look:
+    with look_at(spec, reader, target) as look:
         look.left_out()
         if look.relation is None:
             found = look.snap.connection.execute(look.source.select([sql.SQL("pg_catalog.count(*)")])).fetchone()
@@ -466,7 +301,7 @@ def dry_run(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> C
             if look.since is not None:
                 return _compare(look, there)
             segments = _fine(look)
-            ours, theirs = _both(look, segments)
+            ours, theirs = both_digests(look, segments)
             total = Counts()
             different = [segment for segment in segments if ours[segment.id] != theirs[segment.id]]
             scans = -(-sum(segment.rows for segment in different) // spec.segment_rows)  # of what fits into memory
@@ -479,7 +314,7 @@ def dry_run(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> C
             return total
 
 
-def _compare(look: _Look, there: Connection, part: Part | None = None) -> Counts:
+def _compare(look: Look, there: Connection, part: Part | None = None) -> Counts:
     """Compare row hashes by key hash, of one part or of the changes."""
     left, right = look.wanted(), look.target_source
     where = None if part is None else part.predicate(look.source.pick(look.key))

@@ -1,0 +1,194 @@
+"""One look at both sides of a copy between two PostgreSQL databases: what is there and what has to be done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from psycopg import sql
+
+from millrace.core.digest import Digest
+from millrace.core.names import fingerprint
+from millrace.core.position import Cursor, Position, Whole
+from millrace.core.schema import Schema
+from millrace.core.segment import Segment, SegmentId
+from millrace.core.staged import LedgerEntry
+from millrace.errors import MillraceError
+from millrace.postgres.catalog import Relation
+from millrace.postgres.ddl import check_fit
+from millrace.postgres.keys import key_columns, proven
+from millrace.postgres.names import sql_name
+from millrace.postgres.newest import left_out, newest
+from millrace.postgres.publish import fits_of
+from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_segments
+from millrace.postgres.session import Connection, translated
+from millrace.postgres.source import Source
+from millrace.postgres.stage import schema_of
+from millrace.postgres.target import PostgresTarget
+from millrace.steps.spec import CopySpec
+
+How = Literal["create", "sync", "merge", "append"]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at both sides: what is there and what has to be done.
+
+    Attributes:
+        base: all rows of the source.
+        source: one row for each key: the rows that the target is to hold.
+        since: the position from which changes are read; None: everything is.
+    """
+
+    spec: CopySpec
+    reader: PostgresReader
+    target: PostgresTarget
+    snap: PostgresSnapshot
+    base: Source
+    source: Source
+    key: tuple[str, ...]
+    entry: LedgerEntry | None
+    relation: Relation | None
+    how: How
+    since: Cursor | None
+
+    @property
+    def schema(self) -> Schema:
+        """Columns and key of the result."""
+        return schema_of(self.source.columns, self.key)
+
+    @property
+    def seq(self) -> int:
+        """The ledger's seq, 0 when nothing was published."""
+        return self.entry.seq if self.entry else 0
+
+    @property
+    def there(self) -> Relation:
+        """The existing target."""
+        if self.relation is None:
+            raise MillraceError(f"{self.spec.asset} does not exist", where=self.target.database.label)
+        return self.relation
+
+    @property
+    def target_source(self) -> Source:
+        """The target's rows, in the source's columns."""
+        there = self.there
+        return Source(str(there.ref), there.pick(self.source.names), there, database=self.target.database.label)
+
+    @property
+    def origin(self) -> str:
+        """Fingerprint of what is staged: a stage of another origin cannot be resumed."""
+        relation = self.base.relation
+        return fingerprint(
+            self.snap.server,
+            self.snap.connection.info.dbname,
+            "" if relation is None else str(relation.oid),
+            json.dumps([self.spec.where, self.spec.select, list(self.key), self.how]),
+            self.schema.fingerprint,
+            "" if self.since is None else json.dumps(self.since.to_json()),
+            "" if self.relation is None else fits_of(self.relation, self.source.names),
+        )
+
+    @property
+    def versions(self) -> bool:
+        """Whether the source may keep several versions of a row, of which the newest by the cursor is taken."""
+        return self.source is not self.base
+
+    def changes(self) -> Source:
+        """Return the rows since the position, each version; without a position all rows."""
+        return self.base if self.since is None else self.reader.changes(self.base, self.since, self.snap)
+
+    def wanted(self) -> Source:
+        """Return the rows to bring: those since the position, one for each key."""
+        if self.since is None:
+            return self.source
+        changes = self.changes()
+        return newest(self.base, self.base.pick(self.key), self.since.column, changes) if self.versions else changes
+
+    def left_out(self) -> int:
+        """Return how many versions of rows are not brought. Raises KeyInvalid for a null in their key."""
+        if not self.versions:
+            return 0
+        changes = None if self.since is None else self.changes()
+        return left_out(self.snap.connection, self.base, self.base.pick(self.key), changes)
+
+    def compared(self, found: str) -> str:
+        """Return what a comparison of everything found, with why it was made where changes were asked for."""
+        entry, cursor = self.entry, self.spec.cursor
+        if self.spec.mode == "full" or cursor is None or entry is None or isinstance(entry.position, Cursor):
+            return found
+        return f"no position by {sql_name(cursor)} yet, so all was compared: {found}"
+
+    def position(self, whole: Digest | None) -> Position:
+        """Return the position of what this snapshot holds.
+
+        Args:
+            whole: digest of the whole source, where everything was read.
+        """
+        if self.spec.mode == "full" or self.spec.cursor is None:
+            return Whole(whole, self.snap.state)
+        found = self.reader.cursor(self.base, self.spec.cursor, self.snap)
+        tail = whole_digest(self.snap.connection, self.reader.changes(self.base, found, self.snap))
+        return Cursor(found.column, found.value, found.snapshot, found.server, tail)
+
+
+@contextmanager
+def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Iterator[Look]:
+    """Look at both sides, in a snapshot of the source that stays open in the block."""
+    entry = target.ledger(spec.asset)
+    relation = target.relation(spec.asset)
+    with reader.snapshot() as snap:
+        base = source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
+        key = key_columns(source, spec.key or source.key)
+        if spec.cursor is not None and spec.mode != "full":
+            source[spec.cursor]  # NotFound with the nearest name
+            if spec.mode == "incremental" and not proven(source, key):
+                source = newest(base, key, spec.cursor)
+        since = _since(spec, entry) if relation is not None and _filled(target, relation) else None
+        how: How = "sync"
+        if relation is None:
+            how = "create"
+        elif spec.mode == "append":
+            how = "append"
+        elif since is not None or (spec.mode == "incremental" and spec.cursor is None):
+            how = "merge"
+        if relation is not None:
+            check_fit(source.columns, relation, label=target.database.label)
+        names = tuple(column.name for column in key)
+        yield Look(spec, reader, target, snap, base, source, names, entry, relation, how, since)
+
+
+def _filled(target: PostgresTarget, relation: Relation) -> bool:
+    """Say whether a table has rows: changes since a position are worth nothing to one that was emptied."""
+    with (
+        target.connect("look") as there,
+        translated(target.database.label, f"look into {relation.ref}", connection=there),
+    ):
+        return there.execute(sql.SQL("select from {} limit 1").format(relation.identifier)).fetchone() is not None
+
+
+def _since(spec: CopySpec, entry: LedgerEntry | None) -> Cursor | None:
+    position = entry.position if entry is not None else None
+    if spec.mode == "full" or spec.full_refresh or spec.cursor is None or not isinstance(position, Cursor):
+        return None
+    return position if position.column == spec.cursor else None
+
+
+def whole_digest(connection: Connection, source: Source) -> Digest:
+    """Digest all rows of a source in the connection's transaction."""
+    whole = Segment.whole()
+    return dict(digest_segments(connection, source, [whole]))[whole.id]
+
+
+def both_digests(
+    look: Look, segments: Sequence[Segment]
+) -> tuple[Mapping[SegmentId, Digest], Mapping[SegmentId, Digest]]:
+    """Digest segments on both sides at the same time."""
+    with ThreadPoolExecutor(1, thread_name_prefix="millrace-digest") as pool, look.target.connect("digest") as there:
+        theirs = pool.submit(lambda: dict(digest_segments(there, look.target_source, segments, look.key)))
+        ours = dict(digest_segments(look.snap.connection, look.source, segments, look.key))
+        return ours, theirs.result()
