@@ -142,7 +142,7 @@ def test_plan_and_status(ran: Ran) -> None:
 def test_runs_and_one_run(ran: Ran) -> None:
     first = ran.data("runs")[-1]
     assert first["status"] == "done"
-    assert first["run"] in ran.say("runs")
+    assert f" {first['run'][:4]}  done " in ran.say("runs")
     shown = ran.say("runs", first["run"][:4])
     assert re.search(r"^ model +silver\.accounts +\w+ +300 ", shown, re.MULTILINE)
     steps = ran.data("runs", first["run"][:4])["steps"]
