@@ -297,7 +297,7 @@ from context import StepContext
 arm(os.environ)
 asset = AssetId("bronze", "events")
 mode, cursor = sys.argv[4], "updated_at" if sys.argv[4] == "incremental" else None
-spec = CopySpec("shop_db", TableRef("public", "events"), asset, mode, cursor=cursor, segment_rows=1000)
+spec = CopySpec("shop_db", TableRef("public", "events"), asset, mode=mode, cursor=cursor, segment_rows=1000)
 lake = LakeTarget(Path(sys.argv[2]) / "lake")
 step = Step(f"copy:{asset}", "copy", str(asset), (asset,), target="lake", spec=spec.to_json())
 ctx = StepContext(step, {"lake": lake}, run="0000dddd")
