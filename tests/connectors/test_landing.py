@@ -345,8 +345,11 @@ def test_csv_with_another_delimiter_and_encoding(landing: Landing) -> None:
 
 
 def test_what_was_taken_moves_to_the_archive(landing: Landing) -> None:
-    landing.options("archive: true", SET_ASIDE)
+    landing.options("archive: landing/old", SET_ASIDE)
     path = landing.put("d/a.jsonl", BAD)
+    with pytest.raises(GuardRefused, match="lies in the folder of connection landing"):
+        landing.run()
+    landing.options("archive: true", SET_ASIDE)
     os.utime(path, ns=(0, 1_600_000_000_000_000_000))
     landing.run()
     archived = landing.folder / "archive" / "bronze" / "clicks" / "year=2020" / "d" / "a.jsonl"

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from millrace.core.ports import StepKind, Target
-from millrace.errors import NotFound, did_you_mean
+from millrace.errors import NotFound, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from millrace.connectors.folder import FileFolder
@@ -88,7 +88,10 @@ class Runtime:
 
         Raises:
             NotFound: there is no such connection.
+            UsageError: it is a folder of files.
         """
+        if connection in self._folders:
+            raise UsageError(f"connection {connection} is a folder of files, not a database")
         if connection not in self._databases:
             raise NotFound(
                 f"there is no connection {connection!r}", hint=did_you_mean(connection, list(self._databases))

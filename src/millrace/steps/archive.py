@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from millrace.core.position import Taken
-from millrace.errors import StepFailed
+from millrace.errors import GuardRefused, StepFailed
 from millrace.steps.landing import FilesSpec
 from millrace.steps.resources import Resources
 from millrace.steps.spec import CopySpec
@@ -36,10 +36,21 @@ class Archive:
 
     @classmethod
     def of(cls, spec: CopySpec, files: FilesSpec, resources: Resources, target: LakeTarget) -> Archive:
-        """Return the archive that a copy has: `<folder>/<layer>/<name>/year=YYYY/<file>`."""
+        """Return the archive that a copy has: `<folder>/<layer>/<name>/year=YYYY/<file>`.
+
+        Raises:
+            GuardRefused: it lies in the folder that the files come to, and would be found again.
+        """
         if files.archive is None:
             return cls(None)
         root = resources.folder / files.archive if files.archive else target.root.parent / "archive"
+        landing = resources.files(spec.source).root
+        if Path(os.path.realpath(root)).is_relative_to(os.path.realpath(landing)):
+            raise GuardRefused(
+                f"the archive of {spec.asset} lies in the folder of connection {spec.source}",
+                where=str(root),
+                hint="name a folder outside of it: archive: ./archive",
+            )
         return cls(root / target.folder(spec.asset).path.relative_to(target.root))
 
     def waiting(self, found: Iterable[Found], seen: Mapping[str, Taken]) -> list[Found]:
