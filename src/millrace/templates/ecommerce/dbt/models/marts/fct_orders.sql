@@ -2,8 +2,19 @@
           on_schema_change='append_new_columns',
           post_hook="delete from {{ this }} as done where not exists (
             select 1 from {{ ref('stg_orders') }} as orders where orders.order_id = done.order_id)") }}
--- Orders changed since the last load, and those whose customer or product was not known then; orders that are no more,
--- or that are in quarantine now, go. Names are as of the load.
+-- Orders that are not here as they were loaded last, and those whose customer or product was not known then, however
+-- long ago: nothing is lost. Orders that are no more, or that are in quarantine now, go. Names are as of the load.
+with orders as (
+  select * from {{ ref('stg_orders') }} as stg
+  {% if is_incremental() %}
+  where not exists (
+    select 1 from {{ this }} as done
+    where done.order_id = stg.order_id and done.load_seq = stg.load_seq
+      and done.customer_name is distinct from '(unknown)' and done.product_name is distinct from '(unknown)'
+  )
+  {% endif %}
+)
+
 select
   orders.order_id,
   orders.order_date,
@@ -22,18 +33,7 @@ select
   orders.loaded_at,
   orders.load_seq,
   orders.brings_revenue
-from {{ ref('stg_orders') }} as orders
+from orders
 left join {{ ref('dim_customers') }} as customers on customers.customer_id = orders.customer_id
 left join {{ ref('dim_products') }} as products on products.product_id = orders.product_id
 left join {{ ref('int_order_items') }} as items on items.order_id = orders.order_id
-{% if is_incremental() %}
-where (
-     orders.load_seq > (select coalesce(max(done.load_seq), 0) - {{ var('lookback_loads') }} from {{ this }} as done)
-     and not exists (
-       select 1 from {{ this }} as done where done.order_id = orders.order_id and done.load_seq = orders.load_seq)
-   )
-   or orders.order_id in (
-     select done.order_id from {{ this }} as done
-     where done.customer_name = '(unknown)' or done.product_name = '(unknown)'
-   )
-{% endif %}
