@@ -244,25 +244,24 @@ def test_bad_rows_of_a_model(shop: Shop, kind: str) -> None:
 FROZEN = ", new_columns: freeze, type_changes: freeze"
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ("add column coupon text", "new: coupon (text)"),
-        ("drop column customer", "dropped or renamed: customer (text)"),
-        ("alter column amount type text", "retyped: amount: numeric(12,2) → text"),
-    ],
-)
-def test_frozen_columns(shop: Shop, change: str, told: str) -> None:
+def test_frozen_columns(shop: Shop) -> None:
     shop.copies("incremental", FROZEN)
     text = (shop.folder / "copies/shop_db.yaml").read_text()
-    shop.write("copies/shop_db.yaml", text[: text.index("    checks")])
+    text = text[: text.index("    checks")]
+    shop.write("copies/shop_db.yaml", text)
     assert shop.run().exit_code == 0
-    shop.execute(f"alter table orders {change}")
-    (error,) = shop.run().errors
-    assert told in str(error)
-    assert (error.code, "copies/shop_db.yaml:8" in (error.hint or "")) == ("ContractBroken", True)
-    assert shop.lake.ledger(BRONZE).seq == 1  # type: ignore[union-attr]
-    shop.write("copies/shop_db.yaml", text[: text.index("    checks")].replace("freeze", "evolve"))
+    changes = {
+        "add column coupon text": "new: coupon (text)",
+        "drop column coupon, drop column customer": "dropped or renamed: customer (text)",
+        "add column customer text, alter column amount type text": "retyped: amount: numeric(12,2) → text",
+    }
+    for change, told in changes.items():
+        shop.execute(f"alter table orders {change}")
+        (error,) = shop.run().errors
+        assert (error.code, told in error.detail) == ("ContractBroken", True), error
+        assert "copies/shop_db.yaml:8" in (error.hint or "")
+        assert shop.lake.ledger(BRONZE).seq == 1  # type: ignore[union-attr]
+    shop.write("copies/shop_db.yaml", text.replace("freeze", "evolve"))
     assert shop.run().exit_code == 0, "evolve: taken as they are"
     assert len(shop.ids()) == 200
 
@@ -338,9 +337,8 @@ def test_stricter_rules_open_a_replayed_entry_again(shop: Shop) -> None:
     assert (shop.amount(17), shop.statuses()) == (None, {"17": "open", "40": "open"})
 
 
-@pytest.mark.parametrize("mode", ["full", "incremental"])
-def test_dropped_entries_ask_no_more(shop: Shop, mode: str) -> None:
-    shop.copies(mode)
+def test_dropped_entries_ask_no_more(shop: Shop) -> None:
+    shop.copies("incremental")
     shop.run()
     with open_house(shop.folder) as house:
         (step,) = drop(house, BRONZE, [shop.entries()["17"].id]).steps

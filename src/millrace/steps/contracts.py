@@ -39,7 +39,7 @@ def check_columns(asset: AssetId, contract: Mapping[str, Any], entry: LedgerEntr
     if not detail:
         return
     raise ContractBroken(
-        f"{asset} was not published: the source's columns changed, and the contract freezes them",
+        f"{asset} was not published: its columns changed, and the contract freezes them",
         detail=[*detail, f"the last good version ({local_time(entry.time)}) stays"],
         hint=f"to take them as they are: contract: {{{', '.join(keys)}}} in {contract['place']};"
         " to keep the old columns: select",
