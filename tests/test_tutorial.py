@@ -184,6 +184,8 @@ def test_a_korean_page_has_the_same_code(page: str) -> None:
             re.sub(r" *# .*", "", found) for found in re.findall(r"^```\w*\n.*?^```$", text, re.MULTILINE | re.DOTALL)
         ]
         links = re.findall(r"\]\(([^)]+)\)", text)
-        return code + [re.sub("#.*", "#", link) for link in links if not link.startswith(Path(page).stem)]
+        return code + [
+            re.sub("#.*", "#", link.replace(".ko.md", ".md")) for link in links if not link.startswith(Path(page).stem)
+        ]
 
     assert facts(page.replace(".md", ".ko.md")) == facts(page)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,8 +46,11 @@ def demo(
 ) -> None:
     """Make a shop with its source database, run it to a page, hurt it, and run it again: nothing to do."""
     from millrace.app import require_extras
+    from millrace.testing.servers import shared_postgres
 
     require_extras("millrace demo", ("lake", "warehouse", "dbt", "pages", "demo"))
+    from millrace.cli.injuries import LOG, Shop
+
     since = time.monotonic()
     if keep_open:
         _open(folder)
@@ -60,30 +64,19 @@ def demo(
         show.out(f" {folder} is there already; it runs again. Delete the folder to begin anew.\n")
     else:
         _make(folder, orders)
-    failed = _play(folder, injuries=not no_injuries, verbose=verbose)
-    _summary(folder, time.monotonic() - since)
-    if failed:
-        raise failed
-
-
-def _play(folder: Path, *, injuries: bool, verbose: bool) -> StepFailed | None:
-    """Run the shop, hurt it, and run it again; returns the error when an injury ended badly."""
-    from millrace.testing.servers import shared_postgres
-
+    failed: list[str] = []
     with shared_postgres(folder / DATA) as url:  # the commands use it, and need not start it each time
         _millrace(folder, "run")
         show.out()
-        if not injuries:
+        if no_injuries:
             show.out(show.painted(" again, with nothing new at the source:\n", "grey"))
             _millrace(folder, "run")
-            return None
-        from millrace.cli.injuries import Shop
-
-        shop = Shop(folder, url, verbose)
-        failed = _injuries(shop)
-    if not failed:
-        return None
-    return StepFailed("the demo did not end as promised", detail=failed, hint=f"what the commands printed: {shop.log}")
+        else:
+            failed = _injuries(Shop(folder, url, verbose))
+        _summary(folder, time.monotonic() - since)
+    if failed:
+        hint = f"what the commands printed: {folder / LOG}"
+        raise StepFailed("the demo did not end as promised", detail=failed, hint=hint)
 
 
 def _open(folder: Path) -> None:
@@ -111,7 +104,7 @@ def _injuries(shop: Shop) -> list[str]:
         if not play(injury, shop, number, _command(shop.folder)).ok:
             failed.append(injury.title)
         if isinstance(injury, BrokenModel):
-            _run(shop, "mended   the model is back, one run brings all to the page", "published")
+            _run(shop, "mended   the model is back; a run brings all to the page", "published")
             show.out()
     if set(_run(shop, "again    with nothing new", "fresh")) != {"fresh"}:
         failed.append("a run with nothing new")
@@ -137,15 +130,19 @@ def _make(folder: Path, orders: int) -> None:
     from millrace.templates.shop_events import write_events
     from millrace.templates.shop_source import fill
     from millrace.testing.servers import remove_postgres, server_place, shared_postgres
+    from millrace.transform.dbt import graph
 
     init_project(folder, "ecommerce")
     manifest = folder / "millrace.yaml"
     text = manifest.read_text("utf-8").replace('url: "${env:SHOP_DB_URL}"', f"embedded: ./{DATA}")
     manifest.unlink()  # it comes last: what has one is a whole demo
     remove_postgres(folder / DATA)  # of a demo that was deleted, where root's home made it lie elsewhere
-    with shared_postgres(folder / DATA) as server, psycopg.connect(server, autocommit=True) as connection:
-        fill(connection, orders=orders, bad_rows=True)
-    landed = write_events(folder / "landing", events=max(100, orders // 5), users=orders // 12)
+    with ThreadPoolExecutor(1) as pool:
+        known = pool.submit(graph, folder / "dbt", folder / ".millrace" / "cache")  # dbt reads its files meanwhile
+        with shared_postgres(folder / DATA) as server, psycopg.connect(server, autocommit=True) as connection:
+            fill(connection, orders=orders, bad_rows=True)
+        landed = write_events(folder / "landing", events=max(100, orders // 5), users=orders // 12)
+        known.result()
     manifest.write_text(text, encoding="utf-8")
     show.out(
         f" source   PostgreSQL in {folder / DATA}: {orders:,} orders; {folder / 'landing'}: {landed.lines:,} events"
@@ -185,10 +182,9 @@ def _summary(folder: Path, seconds: float) -> None:
     show.out()
     here = os.path.relpath(folder)
     command = _command(folder)
-    show.out(f" look closer:  cd {here} && {command} status")
-    show.out(f"               cd {here} && {command} plan")
-    show.out(f'               cd {here} && {command} query "{SAMPLE}"')
-    show.out(f" its database: {_command(Path())} demo {here} --open")
+    show.out(f" look closer:  cd {here}")
+    for words in ("status", "plan", f'query "{SAMPLE}"', "demo . --open"):
+        show.out(f"               {command} {words}")
 
 
 def _command(folder: Path) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import psycopg
 
 from millrace.cli import show
-from millrace.core.names import AssetId
+from millrace.core.names import AssetId, short_run
 from millrace.errors import MillraceError, StepFailed
 from millrace.lake.target import LakeTarget
 
@@ -328,7 +328,7 @@ class BrokenModel:
     def look(self, shop: Shop) -> Sequence[str]:
         """Show the steps of that run."""
         step = shop.last(self.key)
-        return ("runs", step.run) if step is not None else ("runs",)
+        return ("runs", short_run(step.run)) if step is not None else ("runs",)
 
     def tidy(self, shop: Shop) -> None:
         """Put the model back."""
@@ -385,7 +385,7 @@ class ChangedByHand:
     def look(self, shop: Shop) -> Sequence[str]:
         """Show the run that repaired it."""
         step = shop.last("copy:reports.orders")
-        return ("runs", step.run) if step is not None else ("runs",)
+        return ("runs", short_run(step.run)) if step is not None else ("runs",)
 
     def tidy(self, shop: Shop) -> None:
         """Nothing: it is repaired."""
