@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 FILE, LINE, RAW = "_file", "_line", "_raw"
 PART_BYTES = 64 << 20  # small files share a Parquet file; what changes meanwhile costs at most so much to read again
 EXAMPLES = 3
-MEMORY = "300MB"  # DuckDB's share while extracting
+MEMORY = 300_000_000  # bytes that DuckDB may use while extracting, and for the longest line
+LINE_MEMORY = 8  # times its bytes: the line, its copies as text and as JSON, its columns
 
 
 def opened(found: Found, taken: Taken | None, files: FilesSpec) -> LineFile:
@@ -87,7 +88,8 @@ class Load:
         """Return a connection of the embedded engine, to be closed."""
         from millrace.duck.engine import connect
 
-        return contextlib.closing(connect(memory_limit=MEMORY, scratch=self.ctx.scratch() / "spill"))
+        limit = (MEMORY + LINE_MEMORY * self.files.max_line) // 1_000_000
+        return contextlib.closing(connect(memory_limit=f"{limit}MB", scratch=self.ctx.scratch() / "spill"))
 
     def _part(self, segment: Segment, tasks: Sequence[Task], json: JsonLines | None) -> None:
         """Read some files; those that changed meanwhile are left out, and the others are read again."""
@@ -139,8 +141,11 @@ class Load:
                 part.foreign.add(file.encoding)
 
     def _objects(self, file: LineFile, json: JsonLines) -> Iterator[pa.RecordBatch]:
+        from millrace.duck.engine import translated
+
         for piece in file.pieces():
-            piece, columns = json.extract(piece, file)
+            with translated(self.spec.source, f"reading {file.found.name}"):
+                piece, columns = json.extract(piece, file)
             if len(piece):
                 yield self._batch(columns, file, piece)
 
