@@ -207,6 +207,17 @@ def test_an_upsert_that_loses_a_bad_row_is_not_proven(lake, tmp_path):
     assert [row[0] for row in lake.rows()] == [1, 3]
 
 
+def test_a_null_is_a_key_like_any_other(lake, tmp_path):
+    """A model gives all rows without a key when it gives one: those that it gives no more are gone."""
+    lake.schema = replace(SCHEMA, columns=(replace(SCHEMA.columns[0], nullable=True), *SCHEMA.columns[1:]))
+    lake.publish(load(lake, 1, GOOD, [(None, "x", "-1.00"), (None, "y", "-1.00")]))
+    first = {entry.row["name"]: entry.id for entry in lake.target.entries(lake.asset)}
+    lake.publish(upsert(lake, 2, GOOD[:1], [(None, "x", "-1.00"), (None, "z", "-1.00")], tmp_path))
+    found = {entry.row["name"]: entry.id for entry in lake.target.entries(lake.asset)}
+    assert (set(found), found["x"]) == ({"x", "z"}, first["x"])
+    assert lake.target.balance(lake.asset).agree
+
+
 def test_equal_rows_without_a_key_are_entries_each(lake):
     lake.schema = replace(SCHEMA, key=())
     lake.publish(load(lake, 1, GOOD, [BAD[0], BAD[0]], "append"))

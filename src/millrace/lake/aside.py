@@ -186,7 +186,7 @@ class _Merge:
             for place in reversed(range(self._older.num_rows)):
                 again[known[place], self._older.column(DIGEST)[place].as_py()].append(place)
         same = [again[found].pop() if again.get(found) else None for found in zip(keys, digests, strict=True)]
-        touched = {key for key in keys if None not in key} if self._schema.key else set()
+        touched = set(keys) if self._schema.key else set()  # a null is a key like any other
         taken = {place for place in same if place is not None}
         ids = self._older.column(ENTRY).to_pylist()
         self._staying = [
