@@ -27,7 +27,7 @@ from millrace.errors import ContractBroken, GuardRefused, NotFound, UsageError
 from millrace.lake import gc, ledger, log, quarantine
 from millrace.lake.changes import Change, change_of
 from millrace.lake.gc import RETAIN, VERSIONS
-from millrace.lake.layout import PRIVATE, Folder
+from millrace.lake.layout import PRIVATE, Folder, disk
 from millrace.lake.ledger import Manifest
 from millrace.lake.prove import prove
 from millrace.lake.publish import check_foreign, publish
@@ -261,7 +261,8 @@ class LakeTarget:
         if older is not None and manifest.quarantine is not None:
             gone = settled(sql, folder.quarantine / manifest.quarantine["file"], files, schema.key)
         stage.set_aside(bad, gone=gone, whole=whole, reopened=reopened)
-        return write_aside(sql, scratch, quarantine.fitted(bad, schema), stage.settle(), files, schema)
+        with disk(scratch, f"setting rows of {stage.request.asset} aside"):
+            return write_aside(sql, scratch, quarantine.fitted(bad, schema), stage.settle(), files, schema)
 
     def changes(self, asset: AssetId, since: int) -> list[Change] | None:
         """Return what the loads after a seq changed, oldest first.

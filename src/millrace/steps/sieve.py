@@ -23,6 +23,7 @@ from millrace.core.staged import LedgerEntry
 from millrace.duck import inputs
 from millrace.errors import ContractBroken
 from millrace.lake import quarantine
+from millrace.lake.layout import disk
 from millrace.lake.stage import LakeStage
 from millrace.quality import sql
 from millrace.quality.gate import reason, run_checks
@@ -134,10 +135,11 @@ class Sieve:
             if str(path) not in broken.places:
                 continue
             half = path.with_suffix(".sieved")
-            with pq.ParquetWriter(half, pq.read_schema(path)) as writer:
-                for batch in self._kept([path], broken, bad):
-                    writer.write_batch(batch)
-            half.replace(path)
+            with disk(path.parent, f"setting rows of {self.asset} aside"):
+                with pq.ParquetWriter(half, pq.read_schema(path)) as writer:
+                    for batch in self._kept([path], broken, bad):
+                        writer.write_batch(batch)
+                half.replace(path)
         rows = self._together(bad, schema)
         self._limit(connection, rows, broken.rows, older, schema)
         return rows, self._reopened(connection, older, schema)
