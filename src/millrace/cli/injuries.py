@@ -247,7 +247,7 @@ class BadRow:
             " returning quantity, (select count(*) from orders)",
             self.order,
         )
-        return f"order {self.order} of {rows:,} gets quantity {quantity:,}"
+        return f"order {self.order} of {rows:,} gets quantity {quantity}"
 
     def answer(self, shop: Shop) -> None:
         """Run, and mend the row in quarantine."""
