@@ -71,6 +71,27 @@ def test_what_does_not_go_together(tmp_path: Path, table: str, what: str, marked
     assert f"copies/c.yaml:4:{f'  clicks: {table}'.index(marked) + 1}\n" in text
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ("a/*.jsonl", "b/*.jsonl", False),
+        ("**/*.jsonl", "**/*.csv", False),
+        ("**/*.jsonl", "a/b/*.jsonl", True),
+        ("a/**/x.jsonl", "**/b/*.jsonl", True),
+        ("a/**/x.jsonl", "b/**/x.jsonl", False),
+        ("events-*.jsonl", "clicks-*.jsonl", False),
+        ("e*.jsonl", "events-[0-9].jsonl", True),
+        ("a/*.jsonl", "*.jsonl", False),
+    ],
+)
+def test_an_archive_takes_no_files_of_another_table(tmp_path: Path, one: str, other: str, shared: bool) -> None:
+    table = "{files: '%s', format: jsonl, archive: true}\n  other: {files: '%s', format: jsonl}" % (one, other)  # noqa: UP031
+    if shared:
+        assert "bronze.clicks and bronze.other may take the same files" in refused(tmp_path, table)
+    else:
+        load(tmp_path, table)
+
+
 def test_files_go_to_the_lake_and_come_from_a_folder(tmp_path: Path) -> None:
     assert '"files" is for files, and connection db is a database' in refused(tmp_path, "{files: '*.csv'}", source="db")
     assert "files go to a layer of the lake" in refused(tmp_path, "{files: '*.csv'}", to="db.raw")

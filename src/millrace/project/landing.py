@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Mapping
+import fnmatch
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +23,7 @@ SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 OWN = ("_file", "_line", "_raw")
 TABLES_ONLY = ("key", "cursor", "where", "select", "count", "workers", "segment_rows", "max_delete")
 _TYPES = ("text", "json")
+_WILD = re.compile(r"[*?]|\[[^]]*\]")
 _later = unbuilt(
     {word: f'"format" {word} is not built yet: use jsonl or csv' for word in ("json", "parquet", "avro", "xml")},
     {"ndjson": "jsonl"},
@@ -95,6 +98,31 @@ class FileOptions(Part):
     delimiter: Annotated[Text, AfterValidator(_delimiter)] | None = None
     max_line: Annotated[int, Field(strict=True, ge=1, le=MOST_LINE)] | None = None
     archive: Annotated[bool, Field(strict=True)] | Text | None = None
+
+
+def may_share(one: str, other: str) -> bool:
+    """Say whether two patterns may find the same file; in doubt they may."""
+    return _may_share(PurePosixPath(one).parts, PurePosixPath(other).parts)
+
+
+def _may_share(one: Sequence[str], other: Sequence[str]) -> bool:
+    if one and one[0] == "**":
+        return _may_share(one[1:], other) or (bool(other) and _may_share(one, other[1:]))
+    if other and other[0] == "**":
+        return _may_share(other, one)
+    if not one or not other:
+        return not one and not other
+    return _names_meet(one[0], other[0]) and _may_share(one[1:], other[1:])
+
+
+def _names_meet(one: str, other: str) -> bool:
+    """Say whether two parts of patterns may match one name; of two with wildcards beginnings and ends are compared."""
+    if not _WILD.search(one):
+        return fnmatch.fnmatchcase(one, other)
+    if not _WILD.search(other):
+        return fnmatch.fnmatchcase(other, one)
+    (begin, *_, end), (start, *_, finish) = _WILD.split(one), _WILD.split(other)
+    return (begin.startswith(start) or start.startswith(begin)) and (end.endswith(finish) or finish.endswith(end))
 
 
 def check_table(

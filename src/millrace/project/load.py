@@ -15,7 +15,7 @@ from millrace.errors import Place, ProjectError, UsageError, did_you_mean
 from millrace.project.checks import CheckSet, ChecksFile
 from millrace.project.copies import CopiesFile, TableOptions
 from millrace.project.dashboards import DashboardFile
-from millrace.project.landing import check_table
+from millrace.project.landing import check_table, may_share
 from millrace.project.manifest import VERSION, Environment, Manifest
 from millrace.project.models import ModelOptions
 from millrace.project.problems import context, validated
@@ -164,6 +164,7 @@ class _Loader:
         if (self.root / "dbt").is_dir() and not (self.root / "dbt" / "dbt_project.yml").is_file():
             self.errors.append(ProjectError("the folder dbt holds no dbt project", where=Place("dbt/dbt_project.yml")))
         self._names(manifest)
+        self._archived()
         self._checked_once()
 
     def _places(self, manifest: Manifest, environment: str, settings: Environment) -> None:
@@ -291,6 +292,18 @@ class _Loader:
                 what = f"checks of {one.asset} stand in two places"
                 self.errors.append(self._problem(what, one.place, f"also at {seen[one.asset]}"))
             seen.setdefault(one.asset, one.place)
+
+    def _archived(self) -> None:
+        """An archive must not take files away that another table has not read yet."""
+        tables = [copy for copy in self.copies if copy.options.files is not None]
+        for one in tables:
+            for other in tables:
+                shared = one is not other and one.source == other.source and one.options.archive
+                if shared and may_share(str(one.options.files), str(other.options.files)):
+                    what = (
+                        f"{one.asset} and {other.asset} may take the same files, and the archive would move them away"
+                    )
+                    self.errors.append(self._problem(what, one.place, f"also at {other.place}"))
 
     def _names(self, manifest: Manifest) -> None:
         """No two assets may have one name; in layers, upper and lower case are the same."""
