@@ -215,8 +215,7 @@ class LineFile:
                 long, rest, held = None, [], 0
             end = block.rfind(b"\n") + 1
             if end > cut:
-                whole = block if not cut and end == len(block) else block[cut:end]
-                yield from self._lines(b"".join([*rest, whole]) if rest else whole, tail)
+                yield from self._lines(b"".join([*rest, memoryview(block)[cut:end]]), tail)
                 rest, held = [], 0
             if end < len(block):
                 rest.append(block[max(cut, end) :])

@@ -22,11 +22,9 @@ from millrace.core.staged import LedgerEntry, Staged
 from millrace.errors import ExtraMissing, GuardRefused
 from millrace.observe.lines import count
 from millrace.steps.archive import Archive
-from millrace.steps.contracts import check_columns
 from millrace.steps.landing import FilesSpec
 from millrace.steps.resources import Resources
 from millrace.steps.routes.lines import EXAMPLES, FILE, LINE, RAW, Load, opened
-from millrace.steps.sieve import sieve_of
 from millrace.steps.spec import CopySpec
 
 if TYPE_CHECKING:
@@ -104,6 +102,8 @@ def stage(
     schema = _schema(files, found, since, None if entry is None or not since else target.schema(spec.asset))
     contract = step.spec.get("contract") or {}
     if since and entry is not None and (old := target.schema(spec.asset)).to_json() != schema.to_json():
+        from millrace.steps.contracts import check_columns
+
         check_columns(spec.asset, contract, entry, old, schema)
         ctx.report.note("the columns changed: all files are read anew")
         since = {}
@@ -130,10 +130,13 @@ def stage(
     load = Load(spec, files, staging, ctx)
     load.read(work.tasks)
     load.keep_or_stop(contract, since)
-    sieve = sieve_of(step, spec.asset, schema.key, ctx, entry)
-    if sieve is not None:
-        with load.engine() as connection:
-            sieve.stage(connection, staging)
+    if step.spec.get("checks"):
+        from millrace.steps.sieve import sieve_of
+
+        sieve = sieve_of(step, spec.asset, schema.key, ctx, entry)
+        if sieve is not None:
+            with load.engine() as connection:
+                sieve.stage(connection, staging)
     position = _position(since, load.taken, work.noted)
     ctx.report.note(_told(load, work.same, found))
     return (staging.close(Files(position), load.expected),)

@@ -14,7 +14,6 @@ from millrace.core.segment import Segment
 from millrace.errors import ContractBroken, Interrupted
 from millrace.observe.lines import count
 from millrace.steps.landing import FilesSpec
-from millrace.steps.sieve import LEAST
 from millrace.steps.spec import CopySpec
 
 if TYPE_CHECKING:
@@ -185,6 +184,8 @@ class Load:
         if not self.bad and self.opened.quarantined() is None:
             return  # else the sum of source, asset and quarantine goes on
         rows = self._rows_of(self.bad)
+        from millrace.steps.sieve import LEAST  # what parses rules costs a tenth of a second that few loads need
+
         lines = self.rows + len(self.bad)
         allowed = max(LEAST, int(contract["max_bad"] * lines)) if contract.get("max_bad") else 0
         blocks = contract.get("bad_rows") != "quarantine"
