@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from millrace.app.house import open_house
@@ -73,9 +74,14 @@ class Landing:
             ((_, found),) = house.explain(house.plan())
         return f"{'fresh' if found.fresh else 'run'}: {found.reason}"
 
-    def rows(self, sql: str = "select id, _file, _line from bronze.clicks order by _file, _line") -> list[Any]:
+    def query(self, sql: str) -> list[Any]:
         with open_house(self.folder) as house:
             return [tuple(row) for row in house.query(sql, 1000).rows]
+
+    def rows(self) -> list[tuple[str, str, int]]:
+        tables = [pq.read_table(path, partitioning=None) for path in self.lake.files(ASSET)]
+        found = [row for table in tables for row in table.select(["id", "_file", "_line"]).to_pylist()]
+        return sorted(((row["id"], row["_file"], row["_line"]) for row in found), key=lambda row: row[1:])
 
     def ids(self) -> list[str]:
         return [row[0] for row in self.rows()]
@@ -129,7 +135,7 @@ def test_new_files_and_new_lines_are_taken_once(landing: Landing) -> None:
         ("6", "d2/b.jsonl", 1),
         ("7", "d2/b.jsonl", 2),
     ]
-    assert landing.rows("select props, _raw from bronze.clicks where id = '6'") == [('{"n":6}', line(6).rstrip())]
+    assert landing.query("select props, _raw from bronze.clicks where id = '6'") == [('{"n":6}', line(6).rstrip())]
     landing.agree()
     landing.run(full_refresh=True)
     assert landing.ids() == numbers(1, 7)
@@ -312,7 +318,7 @@ def test_values_come_as_text(landing: Landing) -> None:
     ]
     landing.put("a.jsonl", "".join("  " + json.dumps(row[0]) + "\r\n" for row in rows))
     landing.run()
-    assert landing.rows("select id, props, n from bronze.clicks order by _line") == [row[1:] for row in rows]
+    assert landing.query("select id, props, n from bronze.clicks order by _line") == [row[1:] for row in rows]
 
 
 def test_csv(landing: Landing) -> None:
@@ -320,7 +326,7 @@ def test_csv(landing: Landing) -> None:
     landing.put("a.csv", 'id,name\n1,"a\nb"\n2,\n')
     landing.run()
     query = "select id, name, _file, _line, _raw from bronze.clicks order by _file, _line"
-    assert landing.rows(query) == [("1", "a\nb", "a.csv", 2, '1,"a\nb"'), ("2", "", "a.csv", 4, "2,")]
+    assert landing.query(query) == [("1", "a\nb", "a.csv", 2, '1,"a\nb"'), ("2", "", "a.csv", 4, "2,")]
     landing.put("a.csv", "3,c\n", more=True)
     landing.options("contract: {new_columns: freeze}", files="*.csv", columns="")
     landing.put("b.csv", "id,more\n4,x\n")
@@ -328,7 +334,7 @@ def test_csv(landing: Landing) -> None:
         landing.run()
     landing.options(files="*.csv", columns="")  # a column comes: everything is read anew under the new columns
     assert landing.run().message.startswith("2 files")
-    assert landing.rows("select id, name, more, _file, _line from bronze.clicks order by _file, _line") == [
+    assert landing.query("select id, name, more, _file, _line from bronze.clicks order by _file, _line") == [
         ("1", "a\nb", None, "a.csv", 2),
         ("2", "", None, "a.csv", 4),
         ("3", "c", None, "a.csv", 5),
@@ -341,7 +347,7 @@ def test_csv_with_another_delimiter_and_encoding(landing: Landing) -> None:
     landing.options('delimiter: ";"', "encoding: latin-1", files="*.csv", columns="{id: text}")
     landing.put("a.csv", "id;größe\n1;ß\n".encode("latin-1"))
     landing.run()
-    assert landing.rows("select id, _raw from bronze.clicks") == [("1", "1;ß")]
+    assert landing.query("select id, _raw from bronze.clicks") == [("1", "1;ß")]
 
 
 def test_what_was_taken_moves_to_the_archive(landing: Landing) -> None:
@@ -375,7 +381,7 @@ def test_a_declared_column_reads_everything_anew(landing: Landing) -> None:
     landing.options(columns="{id: text, props: json, more: text}")
     assert landing.plan() == "run: its options changed"
     landing.run()
-    assert landing.rows("select id, more from bronze.clicks order by id") == [("1", None), ("2", None)]
+    assert landing.query("select id, more from bronze.clicks order by id") == [("1", None), ("2", None)]
     assert landing.run().status == "fresh"
 
 
@@ -418,7 +424,7 @@ def test_a_full_disk_leaves_nothing_half(landing: Landing) -> None:
         assert sorted(landing.ids(), key=int) == numbers(1, 10)
         subprocess.run(["mount", "-o", "remount,size=64m", lake], check=True)
         landing.run()
-        assert landing.rows("select count(*), count(distinct id) from bronze.clicks") == [(3010, 3010)]
+        assert landing.query("select count(*), count(distinct id) from bronze.clicks") == [(3010, 3010)]
     finally:
         subprocess.run(["umount", "-l", lake], check=True)
 
@@ -440,3 +446,56 @@ def test_a_line_that_cannot_be_read_is_not_replayed_as_an_empty_row(landing: Lan
     assert landing.run().status == "fresh"
     assert [one.status for one in landing.quarantine()] == ["dropped"]
     assert landing.lake.balance(ASSET).agree
+
+
+CSV = {"files": "**/*.csv", "columns": ""}
+
+
+def test_an_archived_csv_keeps_its_columns_when_it_is_read_anew(landing: Landing) -> None:
+    landing.options("archive: true", **CSV)
+    landing.put("a.csv", "id,v\n1,x\n")
+    landing.run()
+    landing.run(full_refresh=True)
+    assert landing.query("select id, v, _raw from bronze.clicks") == [("1", "x", "1,x")]
+
+
+def test_a_record_that_becomes_whole_leaves_quarantine(landing: Landing) -> None:
+    landing.options(SET_ASIDE, **CSV)
+    landing.put("a.csv", 'id,v\n1,x\n2,"ab\n')
+    landing.run()
+    assert [entry.source for entry in landing.quarantine()] == ["a.csv:3"]
+    landing.put("a.csv", 'cd"\n3,z\n', more=True)
+    landing.run()
+    assert (landing.ids(), landing.quarantine()) == (["1", "2", "3"], [])
+    landing.agree()
+
+
+def test_the_archive_is_not_replaced_by_another_file_of_the_same_name(landing: Landing) -> None:
+    landing.options("archive: true")
+    landing.put("a.jsonl", lines(1, 3))
+    landing.run()
+    again = landing.put("a.jsonl", lines(7, 8))
+    with pytest.raises(GuardRefused, match=r"a\.jsonl is in the archive with another content"):
+        landing.run(full_refresh=True)
+    again.rename(again.with_name("b.jsonl"))
+    landing.run(full_refresh=True)
+    assert landing.ids() == ["1", "2", "3", "7", "8"]
+    landing.put("a.jsonl", lines(1, 4))
+    landing.run(full_refresh=True)
+    assert landing.ids() == ["1", "2", "3", "4", "7", "8"], "one that goes on replaces it"
+
+
+def test_a_deep_list_is_a_line_that_cannot_be_read(landing: Landing) -> None:
+    landing.options(SET_ASIDE)
+    landing.put("a.jsonl", line(1) + "[" * 100_000 + "]" * 100_000 + "\n")
+    landing.run()
+    assert (landing.ids(), [entry.source for entry in landing.quarantine()]) == (["1"], ["a.jsonl:2"])
+
+
+@pytest.mark.parametrize(("header", "what"), [("ID,v", "which is id in another file"), ("id,_line", "Millrace's own")])
+def test_headers_that_a_table_cannot_have_name_their_file(landing: Landing, header: str, what: str) -> None:
+    landing.options(**CSV)
+    landing.put("a.csv", "id,v\n1,x\n")
+    landing.put("b.csv", f"{header}\n2,y\n")
+    with pytest.raises(ContractBroken, match=f"the header of b.csv has the column .*{what}"):
+        landing.run()
