@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from millrace.connectors import lines
@@ -57,6 +57,7 @@ PARTS = st.sampled_from([b"\n", b"\r\n", b"\r", b"x", b'{"a": 1}', "é".encode()
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(PARTS, max_size=25).map(b"".join), st.integers(1, 30), st.integers(0, 60))
+@example(b"y" * LIMIT + b"\r\n", 1, 0)
 def test_each_line_once_whatever_the_blocks(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, block: int, before: int
 ) -> None:

@@ -89,6 +89,8 @@ def _is_old(record: Record, file: LineFile) -> bool:
     """Whether a record was taken before. One of which only the first line was there was set aside, and is new now."""
     last = record.line + record.text.count("\n")
     if record.line >= file.since or last <= file.since:
+        if record.line == file.since < last:
+            file.tally.again.append(record.line)
         return last <= file.since
     raise ContractBroken(
         f"{file.found.name}:{record.line} has a quote that closes only now, over lines that were taken already",

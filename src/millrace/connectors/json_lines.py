@@ -103,7 +103,7 @@ def _no_object(text: str) -> str:
     """Say why a line is no object."""
     try:
         value: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _broken(text)
     kinds = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
     return f"the line is {kinds.get(type(value), 'null')}, not an object"

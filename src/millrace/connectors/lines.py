@@ -85,6 +85,7 @@ class Tally:
         old: of these, lines that were taken before.
         given: of these, lines that were handed out; records may have several.
         bad: what was set aside; its lines count as given.
+        again: first lines of records that were set aside before, half as they were, and are whole now.
     """
 
     lines: int = 0
@@ -92,6 +93,7 @@ class Tally:
     old: int = 0
     given: int = 0
     bad: list[Bad] = field(default_factory=list)
+    again: list[int] = field(default_factory=list)
 
 
 class LineFile:
@@ -220,7 +222,7 @@ class LineFile:
             if end < len(block):
                 rest.append(block[max(cut, end) :])
                 held += len(rest[-1])
-            if held > self.limit:
+            if held - (bool(rest) and rest[-1].endswith(b"\r")) > self.limit:  # it may belong to the line's end
                 long = hashlib.sha256()
                 for part in rest:
                     long.update(part)

@@ -44,6 +44,11 @@ def changed(found: Iterable[Found], seen: Mapping[str, Taken]) -> list[Found]:
     return [one for one in found if one.name not in seen or (one.size, one.mtime) != _state(seen[one.name])]
 
 
+def goes_on(one: Found, taken: Taken) -> bool:
+    """Say whether a file begins with what was taken under its name. Raises what reading may raise."""
+    return one.size >= taken.size and digest(replace(one, size=taken.size)) == taken.digest
+
+
 def choose(found: Iterable[Found], seen: Mapping[str, Taken]) -> Work:
     """Decide what to read.
 

@@ -19,7 +19,7 @@ from millrace.core.ports import Context, StageRequest, Target
 from millrace.core.position import Files, Taken
 from millrace.core.schema import Column, Kind, Schema
 from millrace.core.staged import LedgerEntry, Staged
-from millrace.errors import ExtraMissing, GuardRefused
+from millrace.errors import ContractBroken, ExtraMissing, GuardRefused
 from millrace.observe.lines import count
 from millrace.steps.archive import Archive
 from millrace.steps.landing import FilesSpec
@@ -99,6 +99,8 @@ def stage(
     folder, archive = resources.files(spec.source), Archive.of(spec, files, resources, target)
     found, seen = folder.find(files.pattern), _seen(entry)
     since = {} if seen is None or spec.full_refresh else dict(seen)
+    if seen and not since:
+        found = _all(spec, found, seen, archive)
     schema = _schema(files, found, since, None if entry is None or not since else target.schema(spec.asset))
     contract = step.spec.get("contract") or {}
     if since and entry is not None and (old := target.schema(spec.asset)).to_json() != schema.to_json():
@@ -106,9 +108,7 @@ def stage(
 
         check_columns(spec.asset, contract, entry, old, schema)
         ctx.report.note("the columns changed: all files are read anew")
-        since = {}
-    if seen and not since:
-        found = _all(spec, found, seen, archive)
+        found, since = _all(spec, found, since, archive), {}
     work = choose(found, since)
     if entry is not None and since and not work.tasks and not work.noted:
         moved = archive.settle(found, since)
@@ -167,9 +167,12 @@ def _all(spec: CopySpec, found: Sequence[Found], seen: Mapping[str, Taken], arch
     """Return the files to read when everything is read anew: those that are there, and those in the archive.
 
     Raises:
-        GuardRefused: files that were taken are at neither place, so their rows would be lost.
+        GuardRefused: files that were taken are at neither place, so their rows would be lost, or other ones came in
+            their place while they are in the archive.
     """
-    here = {one.name for one in found}
+    from millrace.connectors.taking import goes_on
+
+    here = {one.name: one for one in found}
     gone = {name: taken for name, taken in seen.items() if name not in here and taken.lines and taken.same is None}
     kept = archive.find(gone)
     lost = [name for name in gone if name not in {one.name for one in kept}]
@@ -180,6 +183,13 @@ def _all(spec: CopySpec, found: Sequence[Found], seen: Mapping[str, Taken], arch
             where=spec.source,
             detail=[*lost[:EXAMPLES], *(["…"] if len(lost) > EXAMPLES else [])],
             hint="bring the files back, or run again with --allow-deletes if that is meant",
+        )
+    archived = [one.name for one in archive.find({name: taken for name, taken in seen.items() if name in here})]
+    if other := [name for name in archived if not goes_on(here[name], seen[name])]:
+        raise GuardRefused(
+            f"{other[0]} is in the archive with another content, which this one would replace",
+            where=str(here[other[0]].path),
+            hint="put the new file under another name, then: millrace run",
         )
     return sorted([*found, *kept], key=lambda one: one.name)
 
@@ -196,13 +206,32 @@ def _schema(files: FilesSpec, found: Sequence[Found], since: Mapping[str, Taken]
 
         names = [] if old is None else [name for name in old.names if name not in (FILE, LINE, RAW)]
         for one in changed(found, since):
-            names += header_of(opened(one, None, files), files.delimiter)
+            names += _usable(header_of(opened(one, None, files), files.delimiter), names, one)
         columns = dict.fromkeys(names, "text")
     made = [Column(name, kind, Kind.TEXT, hashed="text") for name, kind in columns.items()]
     made.append(Column(FILE, "text", Kind.TEXT, nullable=False, hashed="text"))
     made.append(Column(LINE, "bigint", Kind.INT64, nullable=False, hashed="int"))
     made.append(Column(RAW, "text", Kind.TEXT, hashed="text"))
     return Schema(tuple(made), (FILE, LINE))
+
+
+def _usable(header: Sequence[str], known: Sequence[str], one: Found) -> Sequence[str]:
+    """Return the columns of a header. Raises ContractBroken where a table cannot have one of them."""
+    cases = {name.lower(): name for name in known}
+    for name in header:
+        low = name.lower()
+        if low in (FILE, LINE, RAW) or low.startswith("_millrace"):
+            why = "which is a name of Millrace's own"
+        elif cases.get(low, name) != name:
+            why = f"which is {cases[low]} in another file"
+        else:
+            continue
+        raise ContractBroken(
+            f"the header of {one.name} has the column {name}, {why}",
+            where=str(one.path),
+            hint="correct the header, or name the columns that are wanted: columns: of the table",
+        )
+    return header
 
 
 # --- words ---------------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ class _Part:
     blank: int = 0
     taken: dict[str, Taken] = field(default_factory=dict)
     bad: list[Bad] = field(default_factory=list)
+    again: set[str] = field(default_factory=set)
     foreign: set[str] = field(default_factory=set)
     short: str = ""
 
@@ -69,6 +70,7 @@ class Load:
         self.expected: dict[str, Digest] = {}
         self.taken: dict[str, Taken] = {}
         self.bad: list[Bad] = []
+        self._again: set[str] = set()
         self.left: list[str] = []
         self.rows = self.blank = 0
         self.foreign: set[str] = set()
@@ -110,6 +112,7 @@ class Load:
         self.expected[segment.id] = part.digest
         self.taken |= part.taken
         self.bad += part.bad
+        self._again |= part.again
         self.rows += part.rows
         self.blank += part.blank
         self.foreign |= part.foreign
@@ -135,6 +138,7 @@ class Load:
                 raise
             part.taken[task.found.name] = file.taken()
             part.bad += sorted(file.tally.bad, key=lambda bad: bad.line)
+            part.again |= {f"{task.found.name}:{line}" for line in file.tally.again}
             part.blank += file.tally.blank
             if file.encoding not in ("utf-8", self.files.encoding):
                 part.foreign.add(file.encoding)
@@ -211,7 +215,7 @@ class Load:
         """Return the entries of lines that were set aside before they were whole and were taken again now."""
         from millrace.lake.quarantine import ENTRY, SOURCE
 
-        again = {
+        again = self._again | {
             f"{name}:{since[name].lines}"
             for name, taken in self.taken.items()
             if name in since and not since[name].ended and not since[name].kept
