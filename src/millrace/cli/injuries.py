@@ -115,13 +115,16 @@ class Shop:
         with open_house(self.folder) as house:
             return list(house.query(query, 1000).rows)
 
-    def last(self, key: str) -> StepRow | None:
-        """Return a step of the last run, as the journal has it."""
+    def last_run(self) -> list[StepRow]:
+        """Return the steps of the last run, as the journal has them."""
         from millrace.app import open_house
 
         with open_house(self.folder) as house:
-            runs = house.journal.list_runs(1)
-            return house.journal.step(runs[0].id, key) if runs else None
+            return [step for run in house.journal.list_runs(1) for step in house.journal.steps(run.id)]
+
+    def last(self, key: str) -> StepRow | None:
+        """Return a step of the last run."""
+        return next((step for step in self.last_run() if step.key == key), None)
 
 
 class Injury(Protocol):
