@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from millrace.cli.injuries import BadRow, BrokenModel, ChangedByHand, KilledCopy, LateCommit, Shop, add_copy
+from millrace.cli.demo_shop import Shop
+from millrace.cli.injuries import BadRow, BrokenModel, ChangedByHand, KilledCopy, LateCommit, add_copy
 
 from .house import Bases
 

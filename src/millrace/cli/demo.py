@@ -20,7 +20,7 @@ from millrace.cli.main import app
 from millrace.errors import StepFailed, UsageError
 
 if TYPE_CHECKING:
-    from millrace.cli.injuries import Shop
+    from millrace.cli.demo_shop import Shop
 
 DATA = "shop_db"  # the embedded server's data folder, inside the project
 SAMPLE = "select * from marts.agg_daily_sales limit 5"
@@ -48,7 +48,7 @@ def demo(
     from millrace.testing.servers import shared_postgres
 
     require_extras("millrace demo", ("lake", "warehouse", "dbt", "pages", "demo"))
-    from millrace.cli.injuries import LOG, Shop
+    from millrace.cli.demo_shop import LOG, Shop
 
     since = time.monotonic()
     if keep_open:
