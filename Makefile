@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml uv.lock
 needs:
 	@.ci/needs
 
-demo: $(STAMP) ## a shop from nothing: databases, lake, warehouse, dbt, one page
+demo: $(STAMP) ## a shop from nothing to a page, then five injuries, and what becomes of them
 	@$(BIN)/millrace demo
 
 test: $(STAMP) needs ## all tests; ARGS="-k name" for some
