@@ -23,7 +23,7 @@ import psycopg
 import pytest
 
 from millrace.templates.shop_source import fill
-from millrace.testing.servers import PostgresServer
+from millrace.testing.servers import PostgresServer, remove_postgres
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -147,6 +147,8 @@ def test_page(page: Path, shop: PostgresServer, copies: PostgresServer, tmp_path
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(session.pid, signal.SIGTERM)  # the tutorial's server, where the page did not come to its end
+            if "millrace demo" in text:
+                remove_postgres(folder / "demo" / "shop_db")  # where root's rights have put it
     printed = output.read_text(encoding="utf-8")
     parts = re.split(r"\n@@(\d+)\n", printed)
     done = list(zip(parts[0::2], parts[1::2], strict=False))

@@ -82,7 +82,7 @@ def _open(folder: Path) -> None:
     """Keep the server running until Ctrl-C or SIGTERM."""
     from millrace.testing.servers import server_place, shared_postgres
 
-    if not server_place(folder / DATA).exists():
+    if not (folder / "millrace.yaml").exists() or not server_place(folder / DATA).exists():
         raise UsageError(f"there is no demo in {folder}", hint=f"make one: millrace demo {folder}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), shared_postgres(folder / DATA) as url:
@@ -163,6 +163,7 @@ def _millrace(folder: Path, *arguments: str) -> None:
 
 def _summary(folder: Path, seconds: float) -> None:
     from millrace.app import open_house
+    from millrace.testing.servers import server_place
 
     with open_house(folder) as house:
         found = house.query(
@@ -178,7 +179,10 @@ def _summary(folder: Path, seconds: float) -> None:
     show.out(f" the shop   {orders:,} orders on {days:,} days, revenue {revenue:,.2f} USD")
     show.out(f" proven     {show.count(proven, 'asset')}, row by row against what they were made from")
     show.out(f" the page   {page}")
+    place = server_place(folder / DATA)
     show.out(f" done in    {seconds:.1f} s; everything is in {folder}, delete it when done")
+    if place != (folder / DATA).resolve():
+        show.out(show.painted(f"            and its database in {place.parent}", "grey"))
     show.out()
     here = os.path.relpath(folder)
     command = _command(folder)

@@ -244,11 +244,13 @@ def server_place(data: Path) -> Path:
 
 def remove_postgres(data: Path) -> None:
     """Stop the server of a data folder if it runs, and remove what it keeps."""
-    data = server_place(data)
-    _stop_postmaster(data)
-    for path in (data.with_suffix(".lock"), data.with_suffix(".start"), data.with_suffix(".log")):
+    place = server_place(data)
+    _stop_postmaster(place)
+    for path in (place.with_suffix(".lock"), place.with_suffix(".start"), place.with_suffix(".log")):
         path.unlink(missing_ok=True)
-    shutil.rmtree(data, ignore_errors=True)
+    shutil.rmtree(place, ignore_errors=True)
+    if place != data.resolve():  # the folder was made for it
+        shutil.rmtree(place.parent, ignore_errors=True)
 
 
 def _postmaster(data: Path) -> tuple[int, int] | None:
