@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from millrace.connectors import csv_records
 from millrace.connectors.csv_records import Record, header_of, records
 from millrace.connectors.folder import FileFolder
 from millrace.connectors.lines import LineFile
@@ -64,3 +65,42 @@ def test_a_file_that_grows_gives_what_is_new(tmp_path: Path) -> None:
 def test_headers_that_are_none(tmp_path: Path, header: str, what: str) -> None:
     with pytest.raises(ContractBroken, match=what):
         header_of(opened(tmp_path, f"{header}\n1,2\n"), ",")
+
+
+@pytest.mark.parametrize("data", [b"id,caf\xe9\n1,x\n", b'"id,v\n1,x\n', b"\xff"])
+def test_a_header_that_cannot_be_read_is_not_replaced_by_a_row(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.csv").write_bytes(data)
+    (found,) = FileFolder(tmp_path, "landing").find("*.csv")
+    with pytest.raises(ContractBroken, match=r"the header of a\.csv cannot be read"):
+        header_of(LineFile(found, None, limit=1000, whole=True), ",")
+    with pytest.raises(ContractBroken, match=r"the header of a\.csv cannot be read"):
+        read(LineFile(found, None, limit=1000, whole=True))
+
+
+def test_a_bad_line_of_a_file_that_grows_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"id\n1\n\xff\n" + b"y" * 1001 + b"\n")
+    (found,) = FileFolder(tmp_path, "landing").find("*.csv")
+    first = LineFile(found, None, limit=1000, whole=True)
+    read(first)
+    assert sorted(bad.line for bad in first.tally.bad) == [3, 4]
+    with found.path.open("ab") as file:
+        file.write(b"2\n")
+    (found,) = FileFolder(tmp_path, "landing").find("*.csv")
+    later = LineFile(found, first.taken(), limit=1000, whole=True)
+    assert [record.values for record in read(later)] == [["2"]]
+    assert later.tally.bad == []
+
+
+def test_a_quote_that_stays_open_over_many_quotes_is_looked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    parse = csv_records._parse
+    monkeypatch.setattr(
+        csv_records, "_parse", lambda found, by: (asked.append(sum(map(len, found))), parse(found, by))[1]
+    )
+    (tmp_path / "a.csv").write_text('id,v\n1,"open\n' + '2,a ""word""\n' * 500)
+    (found,) = FileFolder(tmp_path, "landing").find("*.csv")
+    file = LineFile(found, None, limit=100_000, whole=True)
+    assert (len(read(file)), [bad.line for bad in file.tally.bad]) == (500, [2])
+    assert sum(asked) < 4 * found.size

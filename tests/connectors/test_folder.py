@@ -42,6 +42,7 @@ def test_links_that_lead_out_are_refused(tmp_path: Path) -> None:
     (tmp_path / "landing" / "in.jsonl").symlink_to(tmp_path / "landing" / "d" / "b.jsonl")
     (tmp_path / "landing" / "loop").symlink_to(tmp_path / "landing")
     (tmp_path / "landing" / "dead.jsonl").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "landing" / "self.jsonl").symlink_to("self.jsonl")
     assert names(folder, "**/*.jsonl") == ["a.jsonl", "d/b.jsonl", "in.jsonl"]
     for name, to in (("out.jsonl", "secret/s.jsonl"), ("out", "secret")):
         link = tmp_path / "landing" / name

@@ -34,11 +34,24 @@ def header_of(file: LineFile, delimiter: str) -> tuple[str, ...]:
     """Return the column names of a file; empty when it holds nothing.
 
     Raises:
-        ContractBroken: two columns have one name, or one has none.
+        ContractBroken: two columns have one name, or one has none; or the header cannot be read.
     """
-    for record in _records(file, delimiter):
-        return _named(record, file)
-    return ()
+    head = _head(_records(file, delimiter), file)
+    return () if head is None else _named(head, file)
+
+
+def _head(found: Iterator[Record], file: LineFile) -> Record | None:
+    """Return the first record, unless a line before it could not be read: then that was the header."""
+    head = next(found, None)
+    before = [bad for bad in file.tally.bad if head is None or bad.line < head.line]
+    if before:
+        first = min(before, key=lambda bad: bad.line)
+        raise ContractBroken(
+            f"the header of {file.found.name} cannot be read: {first.reason}",
+            where=f"{file.found.path}:{first.line}",
+            hint="correct the header of the file, or encoding: and delimiter: of the table",
+        )
+    return head
 
 
 def _named(record: Record, file: LineFile) -> tuple[str, ...]:
@@ -66,7 +79,7 @@ def records(file: LineFile, delimiter: str) -> Iterator[tuple[tuple[str, ...], l
         ContractBroken: the header is no header, or a quote that was open before closes now over lines taken already.
     """
     found = _records(file, delimiter)
-    head = next(found, None)
+    head = _head(found, file)
     if head is None:
         return
     names = _named(head, file)
@@ -135,7 +148,8 @@ def _records(file: LineFile, delimiter: str) -> Iterator[Record]:
                 break
             taken.append(following)
             size += len(following[1]) + 1
-            if '"' in following[1]:  # nothing else can end it
+            # only a quote can end it; whether one does, its line alone tells, so that a long record is parsed once
+            if '"' in following[1] and _parse([f'"{following[1]}'], delimiter)[1] != OPEN:
                 values, cause = _parse([text for _, text in taken], delimiter)
         if cause:
             lines.back(taken[1:])

@@ -116,6 +116,8 @@ class FileFolder:
         except FileNotFoundError:  # it went meanwhile, or a link leads nowhere
             return None
         except OSError as error:
+            if error.errno == errno.ELOOP:  # a link to itself leads nowhere too
+                return None
             raise file_error(error, path, "looking at the file") from error
         if not stat.S_ISREG(state.st_mode):
             return None

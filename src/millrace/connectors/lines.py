@@ -250,7 +250,8 @@ class LineFile:
         reason = (
             f"the line has {length:,} bytes, more than max_line ({self.limit:,}); it stays in the file, sha256 {digest}"
         )
-        self.tally.bad.append(Bad(self.found.name, line, reason))
+        if line > self.since:
+            self.tally.bad.append(Bad(self.found.name, line, reason))
 
     @property
     def since(self) -> int:
@@ -340,7 +341,8 @@ class LineFile:
         except UnicodeDecodeError as error:
             self.tally.given += 1
             reason = f"byte {error.start + 1} of the line is not {self.encoding.upper()}: 0x{data[error.start]:02x}"
-            self.tally.bad.append(Bad(self.found.name, int(piece.numbers[at]), reason, data=data))
+            if piece.numbers[at] > self.since:
+                self.tally.bad.append(Bad(self.found.name, int(piece.numbers[at]), reason, data=data))
             return False
         return True
 
