@@ -499,3 +499,10 @@ def test_headers_that_a_table_cannot_have_name_their_file(landing: Landing, head
     landing.put("b.csv", f"{header}\n2,y\n")
     with pytest.raises(ContractBroken, match=f"the header of b.csv has the column .*{what}"):
         landing.run()
+
+
+def test_a_check_on_a_column_that_is_not_there_names_those_that_are(landing: Landing) -> None:
+    landing.options(SET_ASIDE, "checks: {not_null: [user]}")
+    landing.put("a.jsonl", lines(1, 2))
+    with pytest.raises(MillraceError, match=r"columns: id, props, _file, _line, _raw$"):
+        landing.run()

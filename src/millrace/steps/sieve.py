@@ -168,7 +168,8 @@ class Sieve:
         seen = AssetId(ROWS, self.asset.name)
         inputs.attach(connection, seen, files, schema, located=True)
         relation = (seen.layer, seen.name)
-        types = {row[0]: row[1] for row in querying(connection, self.where)(sql.describe(relation), ())}
+        found = querying(connection, self.where)(sql.describe(relation), ())
+        types = {row[0]: row[1] for row in found if row[0] not in (inputs.FILE, inputs.ROW)}
         return sql.Table(self.asset, relation, types, self.now)
 
     def _kept(self, files: Iterable[Path], broken: _Broken, bad: list[pa.Table]) -> Iterator[pa.RecordBatch]:
