@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from millrace.core import secrets
 from millrace.core.names import TableRef
 from millrace.core.secrets import redact
 from millrace.errors import (
@@ -28,7 +29,16 @@ from millrace.errors import (
     TransientFailure,
     UsageError,
 )
-from millrace.postgres.session import connect, database_from_url, parse_database, pins, translate, translated
+from millrace.postgres.session import (
+    Database,
+    connect,
+    database_from_url,
+    not_connected,
+    parse_database,
+    pins,
+    translate,
+    translated,
+)
 
 PASSWORD = 'p@ss:/%"'
 
@@ -223,6 +233,24 @@ class TestPassword:
             connection.execute(sql.SQL("select {}::int").format(sql.Literal(PASSWORD)))
         assert hidden(str(caught.value))
         assert hidden(redact(PASSWORD))
+
+    @pytest.mark.parametrize("word", ["wrong", "user", "password", "could not", "nothing"])
+    def test_a_password_of_common_words_leaves_no_gap(self, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A gap in a sentence that everybody knows would give it away; elsewhere it is hidden as any other."""
+        monkeypatch.setattr(secrets, "_known", set())
+        secrets.remember(word)
+        database = Database("env:BAD", {"host": "db1", "user": "reader", "dbname": "shop"})
+        words = f'FATAL:  password authentication failed for user "reader"\nit was {word}, or {word}.'
+        said = redact(str(not_connected(words, database)))
+        assert "cannot connect to env:BAD: wrong user or password" in said
+        assert 'password authentication failed for user "reader"' in said
+        assert "it was ***, or ***." in said
+        assert "\n  look at both where they come from: the URL, ~/.pgpass or PGPASSWORD;" in said
+
+    def test_a_password_that_contains_a_fixed_sentence_is_hidden(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(secrets, "_known", set())
+        secrets.remember("wrong user or password!")
+        assert redact("so: wrong user or password!") == "so: ***"
 
 
 STATES = [

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from urllib.parse import quote
 
 _known: set[str] = set()
+_fixed: set[str] = set()
 HIDDEN = "***"
 
 
@@ -40,8 +42,23 @@ def remember(value: str) -> None:
         _known.update({value, quote(value, safe=""), quote(value), json.dumps(value)[1:-1], repr(value)[1:-1]})
 
 
+def fixed(sentence: str) -> str:
+    """Let `redact` leave a fixed sentence whole, and return it.
+
+    A password that is a common word would be given away by the gap that it left in a sentence that everybody knows.
+    Only for text of the source code: nothing may have been put into it.
+    """
+    _fixed.add(sentence)
+    return sentence
+
+
 def redact(text: str) -> str:
-    """Return the text with every known secret hidden, longest first."""
+    """Return the text with every known secret hidden, longest first; `fixed` sentences stay whole."""
     for value in sorted(_known, key=len, reverse=True):
-        text = text.replace(value, HIDDEN)
+        around = sorted((one for one in _fixed if value in one and value != one), key=len, reverse=True)
+        if around and value in text:
+            whole = "|".join(re.escape(one) for one in around)
+            text = re.sub(f"({whole})|{re.escape(value)}", lambda found: found[1] or HIDDEN, text)
+        else:
+            text = text.replace(value, HIDDEN)
     return text

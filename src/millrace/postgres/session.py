@@ -20,7 +20,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from millrace.core.names import TableRef
-from millrace.core.secrets import Secret, redact, remember
+from millrace.core.secrets import Secret, fixed, redact, remember
 from millrace.errors import (
     AuthenticationFailed,
     ConnectionRefused,
@@ -247,6 +247,14 @@ _CONNECT_WORDS: tuple[tuple[str, type[MillraceError], str], ...] = (
     (r"SSL|certificate", ConnectionRefused, "the encrypted connection could not be made"),
     (r"Connection refused", ConnectionRefused, "nothing listens there"),
 )
+_CANNOT = fixed("cannot connect to")
+_UNREACHED = fixed("the database cannot be reached")
+_NEEDED = fixed("put it into the URL of an env:NAME, into ~/.pgpass or into PGPASSWORD")
+_WRONG = fixed(
+    "look at both where they come from: the URL, ~/.pgpass or PGPASSWORD; in a URL @ : / % are %40 %3A %2F %25"
+)
+for _sentence in (*(what for _, _, what in _CONNECT_WORDS), "password authentication failed for user"):
+    fixed(_sentence)  # the server's most frequent one as well
 
 
 def not_connected(words: str, db: Database) -> MillraceError:
@@ -254,7 +262,7 @@ def not_connected(words: str, db: Database) -> MillraceError:
     hint = None
     kind, what = next(
         ((kind, what) for pattern, kind, what in _CONNECT_WORDS if re.search(pattern, words)),
-        (ConnectionRefused, "the database cannot be reached"),
+        (ConnectionRefused, _UNREACHED),
     )
     if kind is PermissionMissing:
         from millrace.postgres.names import sql_name
@@ -262,12 +270,10 @@ def not_connected(words: str, db: Database) -> MillraceError:
         name = db.parameters.get("dbname") or db.parameters.get("user", "")
         hint = f"GRANT CONNECT ON DATABASE {sql_name(name)} TO {sql_name(db.parameters.get('user') or _login())};"
     elif what == "a password is needed":
-        hint = "put it into the URL of an env:NAME, into ~/.pgpass or into PGPASSWORD"
+        hint = _NEEDED
     elif what == "wrong user or password":
-        hint = (
-            "look at both where they come from: the URL, ~/.pgpass or PGPASSWORD; in a URL @ : / % are %40 %3A %2F %25"
-        )
-    return kind(f"cannot connect to {db.label}: {what}", where=db.place, detail=_lines(words), hint=hint)
+        hint = _WRONG
+    return kind(f"{_CANNOT} {db.label}: {what}", where=db.place, detail=_lines(words), hint=hint)
 
 
 def _words(error: psycopg.Error) -> str:
