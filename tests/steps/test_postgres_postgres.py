@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -23,6 +24,7 @@ from millrace.errors import (
     ProofFailed,
     SeqMoved,
     TargetBusy,
+    UsageError,
 )
 
 CREATE = """create table t (id bigint primary key, name text not null, amount numeric(12,2), at timestamptz,
@@ -378,6 +380,18 @@ def test_first_contact_needs_replace(pair: Copy) -> None:
     assert entry.counts == Counts(2998, 2, 0)
     assert equal(pair)
     assert clean(pair)
+
+
+def test_a_table_is_not_copied_onto_itself(pair: Copy) -> None:
+    source = pair.urls[0]
+    for spec in (pair.spec, replace(pair.spec, replace=True)):
+        onto_itself = Copy(source, source.replace("127.0.0.1", "localhost"), spec)
+        for look in (onto_itself.run, onto_itself.dry_run):
+            with pytest.raises(UsageError, match=r"source and target are the same table: public\.t") as caught:
+                look()
+            assert "--replace" not in str(caught.value)
+    elsewhere = Copy(source, source, replace(pair.spec, asset=AssetId("public", "t2")))
+    assert elsewhere.run() is not None  # another table of the same database
 
 
 def test_first_contact_with_an_equal_table_publishes_the_position(pair: Copy) -> None:

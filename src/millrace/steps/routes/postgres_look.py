@@ -17,7 +17,7 @@ from millrace.core.position import Cursor, Position, Whole
 from millrace.core.schema import Schema
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import LedgerEntry
-from millrace.errors import MillraceError
+from millrace.errors import MillraceError, UsageError
 from millrace.postgres.catalog import Relation
 from millrace.postgres.ddl import check_fit
 from millrace.postgres.keys import key_columns, proven
@@ -157,9 +157,35 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
         elif since is not None or (spec.mode == "incremental" and spec.cursor is None):
             how = "merge"
         if relation is not None:
+            _refuse_same(base, snap.connection, relation, target)
             check_fit(source.columns, relation, label=target.database.label)
         names = tuple(column.name for column in key)
         yield Look(spec, reader, target, snap, base, source, names, entry, relation, how, since)
+
+
+def _refuse_same(source: Source, here: Connection, relation: Relation, target: PostgresTarget) -> None:
+    """Refuse to copy a table onto itself.
+
+    A server is told by when it started: everybody may ask for that, by whatever address they came, and the clone of a
+    cluster, which has the same system identifier, started at another time.
+
+    Raises:
+        UsageError: source and target are one table.
+    """
+    if source.relation is None or source.relation.oid != relation.oid:
+        return
+    query = (
+        "select pg_catalog.pg_postmaster_start_time()::text, oid from pg_catalog.pg_database"
+        " where datname = pg_catalog.current_database()"
+    )
+    with target.connect("look") as there, translated(target.database.label, "look at the server", connection=there):
+        same = here.execute(query).fetchone() == there.execute(query).fetchone()
+    if same:
+        raise UsageError(
+            f"source and target are the same table: {relation.ref}",
+            where=f"{source.label} in {source.database}, {relation.ref} in {target.database.label}",
+            hint="name another table or another database as the target",
+        )
 
 
 def _filled(target: PostgresTarget, relation: Relation) -> bool:
