@@ -38,7 +38,7 @@ setup: $(STAMP) ## bring uv if it is missing, and all packages as uv.lock has th
 
 $(STAMP): pyproject.toml uv.lock
 	@mkdir -p .tools/home
-	@uv="$$(.ci/uv)"; "$$uv" sync --quiet --frozen --all-extras
+	@uv="$$(.ci/uv)"; echo 'installing packages into .venv (about 1 GB, once)'; "$$uv" sync --quiet --frozen --all-extras
 	@touch $@
 
 needs:
