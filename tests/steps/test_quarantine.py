@@ -200,6 +200,9 @@ def test_without_a_contract_bad_rows_block(shop: Shop) -> None:
         "to set such rows aside: contract: {bad_rows: quarantine} in copies/shop_db.yaml:5",
     )
     assert shop.lake.ledger(BRONZE) is None
+    shop.touch("amount = -1", "order_id between 50 and 60")
+    (error,) = shop.run().errors
+    assert (error.code, error.hint) == ("GateFailed", None), "more than quarantine would take"
 
 
 def test_table_rules_gate_as_before(shop: Shop) -> None:

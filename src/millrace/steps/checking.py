@@ -20,6 +20,9 @@ from millrace.steps.resources import Resources
 if TYPE_CHECKING:
     import duckdb
 
+LEAST = 10
+"""Rows of a load that may be set aside even where `max_bad` of them are fewer, unless it is 0."""
+
 
 def querying(connection: Any, where: str) -> Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]:
     """Return a function that runs SQL with bound parameters in a DuckDB connection."""
@@ -42,10 +45,12 @@ def enforce_checks(
     relations: Relations | None = None,
     last_good: str | None = None,
     contract: Mapping[str, Any] | None = None,
+    rows: int = 0,
 ) -> tuple[CheckResult, ...]:
     """Run an asset's checks, report them, and stop the publish when a blocking one failed.
 
-    `contract`, where there is one, could set the rows aside that failed; the error says so.
+    `contract`, where there is one, could set the rows aside that failed; the error says so unless they are more than
+    it would allow of a load of `rows`.
 
     Raises:
         GateFailed: a blocking check failed.
@@ -54,14 +59,24 @@ def enforce_checks(
     now = dt.datetime.fromisoformat(ctx.logical_time)
     results = run_checks(rules, query, relation, key=key, now=now, relations=relations)
     ctx.report.checks(results)
-    rows = {rule.name for rule in rules if isinstance(rule, RowRule)}
+    of_rows = {rule.name for rule in rules if isinstance(rule, RowRule)}
+    failed = [one for one in results if one.blocking and not one.passed]
     hint = None
-    if contract and all(one.name in rows for one in results if one.blocking and not one.passed):
+    if (
+        contract
+        and all(one.name in of_rows for one in failed)
+        and max((one.failing or 0 for one in failed), default=0) <= most_bad(contract["max_bad"], rows)
+    ):
         hint = f"to set such rows aside: contract: {{bad_rows: quarantine}} in {contract['place']}"
     enforce(results, None if last_good is None else local_time(last_good), hint)
     if results:
         ctx.report.note(f"score {score(results):.3f}")
     return results
+
+
+def most_bad(max_bad: float, rows: int) -> int:
+    """Return how many rows of a load may be set aside: at least `LEAST`, unless the share is 0."""
+    return max(LEAST, int(max_bad * rows)) if max_bad else 0
 
 
 def local_time(time: str) -> str:
@@ -108,6 +123,7 @@ def check_lake_stage(
             relations=other,
             last_good=entry.time if entry else None,
             contract=contract if contract.get("bad_rows") == "block" else None,
+            rows=staged.rows,
         )
         if told := set_aside(staged.detail.get("quarantine")):
             ctx.report.note(told)

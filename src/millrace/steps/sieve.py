@@ -28,7 +28,7 @@ from millrace.lake.stage import LakeStage
 from millrace.quality import sql
 from millrace.quality.gate import reason, run_checks
 from millrace.quality.rules import Expression, RowRule, Rule, parse_checks
-from millrace.steps.checking import local_time, querying
+from millrace.steps.checking import local_time, most_bad, querying
 
 if TYPE_CHECKING:
     import duckdb
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 ROWS = "millrace_sieve"
 """Schema of the engine in which the staged rows are seen under the asset's name."""
-LEAST = 10
-"""Rows of a load that may be set aside even where `max_bad` of them are fewer, unless it is 0."""
 EXAMPLES = 3
 
 
@@ -156,7 +154,7 @@ class Sieve:
         ((rows, count),) = query(sql.count_broken(rules, table), ())
         if not count:
             return _Broken(rows, rules, {})
-        if count - len(_settled(older, schema)) > self._allowed(rows):
+        if count - len(_settled(older, schema)) > most_bad(self.max_bad, rows):
             raise self._too_many(connection, rules, count, rows)
         places: dict[str, list[tuple[int, tuple[bool, ...]]]] = {}
         for path, row, *flags in query(sql.broken_rows(rules, table, (inputs.FILE, inputs.ROW)), ()):
@@ -204,9 +202,6 @@ class Sieve:
 
     # how many
 
-    def _allowed(self, rows: int) -> int:
-        return max(LEAST, int(self.max_bad * rows)) if self.max_bad else 0
-
     def _limit(
         self,
         connection: duckdb.DuckDBPyConnection,
@@ -221,7 +216,7 @@ class Sieve:
             quarantine.row_keys(bad, schema.key), quarantine.row_digests(bad, schema) if settled else (), strict=False
         )
         count = bad.num_rows - sum(one in settled for one in found)
-        if count > self._allowed(rows):
+        if count > most_bad(self.max_bad, rows):
             with tempfile.TemporaryDirectory(prefix="millrace-") as folder:
                 table = self._attached(connection, [_written(bad.select(list(schema.names)), folder)], schema)
                 raise self._too_many(connection, sql.quarantining(self.rules, table), count, rows)
@@ -241,7 +236,7 @@ class Sieve:
             if not result.passed:
                 detail += [f"{result.name}: {result.detail}", *(f"  {line}" for line in result.sample[:EXAMPLES])]
         stays = f" ({local_time(self.last_good)})" if self.last_good else ""
-        limit = f"{self.max_bad:g}" + (f" ({self._allowed(rows):,} rows)" if self.max_bad else "")
+        limit = f"{self.max_bad:g}" + (f" ({most_bad(self.max_bad, rows):,} rows)" if self.max_bad else "")
         noun = "row" if rows == 1 else "rows"
         return ContractBroken(
             f"{self.asset} was not published: {count:,} of {rows:,} {noun} broke the contract and max_bad is {limit}",

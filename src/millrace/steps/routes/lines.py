@@ -188,10 +188,10 @@ class Load:
         if not self.bad and self.opened.quarantined() is None:
             return  # else the sum of source, asset and quarantine goes on
         rows = self._rows_of(self.bad)
-        from millrace.steps.sieve import LEAST  # what parses rules costs a tenth of a second that few loads need
+        from millrace.steps.checking import most_bad  # what parses rules costs a tenth of a second that few loads need
 
         lines = self.rows + len(self.bad)
-        allowed = max(LEAST, int(contract["max_bad"] * lines)) if contract.get("max_bad") else 0
+        allowed = most_bad(contract.get("max_bad", 0), lines)
         blocks = contract.get("bad_rows") != "quarantine"
         if self.bad and (blocks or self._new(rows) > allowed):
             raise self._broken(lines, None if blocks else allowed, str(contract.get("place", self.spec.source)))
