@@ -410,7 +410,7 @@ def test_the_command(shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         "quarantine", "replay", "bronze.orders", entry, "--set", "amount=1", "--set", "status=paid"
     )
     assert (code, err) == (0, "")
-    assert "source 200 rows = 199 in bronze.orders − 1 replayed + 2 in quarantine (digests agree)" in out
+    assert "read 200 rows = 199 in bronze.orders (1 mended) + 1 in quarantine (digests agree)" in out
     assert "replayed as" in millrace("quarantine", "show", "bronze.orders", entry[:5])[1]
     assert "1 in quarantine" in millrace("status")[1]
     assert millrace("quarantine", "drop", "bronze.orders")[0] == 2, "all of them only when it is said"

@@ -43,6 +43,7 @@ class Held:
             "since": self.since,
             "reasons": dict(self.reasons),
             "source_rows": found.source,
+            "source_compared": found.compared,
             "asset_rows": found.asset,
             "digests_agree": found.agree,
         }

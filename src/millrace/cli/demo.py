@@ -108,7 +108,7 @@ def _injuries(shop: Shop) -> list[str]:
     if set(_run(shop, "again    with nothing new", "fresh")) != {"fresh"}:
         failed.append("a run with nothing new")
     # the source's row is as bad as before, and was looked at again
-    failed += [f"{one.title}: undone later" for one in found if isinstance(one, BadRow) and not one.result(shop).ok]
+    failed += [f"{one.title}: undone later" for one in found if isinstance(one, BadRow) and not one.mended(shop)]
     return failed
 
 

@@ -182,24 +182,33 @@ class BadRow:
     def result(self, shop: Shop) -> Result:
         """The row is in quarantine with its reason, mended in the lake, and no other is missing."""
         found = self._entries(shop)
-        mended = shop.asked("select quantity from bronze.orders where order_id = 474") == [(2,)]
-        if [entry.status for entry in found] != ["replayed"] or not mended:
+        if not self.mended(shop):
             told = ", ".join(f"{entry.status}: {entry.reason}" for entry in found) or "not in quarantine"
             return Result(False, f"order {self.order} {told}")
         everything = LakeTarget(shop.folder / "lake").entries(self.asset)
         ((rows,),) = shop.source("select count(*) from orders")
         ((there,),) = shop.asked("select count(*) from bronze.orders")
-        good = there - sum(entry.status == "replayed" for entry in everything)
-        told = f"sum      {rows:,} rows at the source = {good:,} in {self.asset} + {len(everything):,} in quarantine"
-        return Result(rows == good + len(everything), f"{found[0].reason}: set aside, set to 2, replayed", told)
+        waiting = sum(entry.status != "replayed" for entry in everything)
+        fixed = len(everything) - waiting
+        if rows != there + waiting:
+            deleted = "; rows deleted there are found by: millrace run --full-refresh" if rows < there + waiting else ""
+            return Result(False, f"{rows:,} rows at the source, {there + waiting:,} were read{deleted}")
+        good = f"{there:,} in {self.asset} ({fixed:,} mended)"
+        told = f"sum      {rows:,} rows at the source = {good} + {waiting:,} in quarantine"
+        return Result(True, f"{found[0].reason}: set aside, set to 2, replayed", told)
+
+    def mended(self, shop: Shop) -> bool:
+        """Whether the fixed row stands in the asset."""
+        there = shop.asked("select quantity from bronze.orders where order_id = 474")
+        return [entry.status for entry in self._entries(shop)] == ["replayed"] and there == [(2,)]
 
     def _entries(self, shop: Shop) -> list[Entry]:
         entries = LakeTarget(shop.folder / "lake").entries(self.asset)
         return [entry for entry in entries if entry.key == {"order_id": str(self.order)}]
 
     def look(self, shop: Shop) -> Sequence[str]:
-        """Show what is in quarantine."""
-        return ("quarantine", "show", str(self.asset))
+        """Show its entry."""
+        return ("quarantine", "show", str(self.asset), *(entry.id for entry in self._entries(shop)))
 
     def tidy(self, shop: Shop) -> None:
         """Nothing: the row is mended where it is used."""

@@ -57,12 +57,16 @@ def list_all(folder: Folder = None, env: Env = None, json: Json = False) -> None
 
 
 def arithmetic(asset: AssetId, balance: Balance) -> str:
-    """Return the sums: `source 120,418 rows = 120,401 in bronze.orders + 17 in quarantine (digests agree)`."""
-    aside = balance.open + balance.replayed + balance.dropped
+    """Return the sums: `source 120,418 rows = 120,401 in bronze.orders + 17 in quarantine (digests agree)`.
+
+    Of an asset whose loads read changes it is `read 120,418 rows = …`: what was deleted at the source is not known.
+    """
     said = {None: "", True: " (digests agree)", False: " (digests differ)"}[balance.agree]
-    fixed = f" − {balance.replayed:,} replayed" if balance.replayed else ""
+    side = "source" if balance.compared else "read"
+    mended = f" ({balance.replayed:,} mended)" if balance.replayed else ""
+    dropped = f" + {balance.dropped:,} dropped" if balance.dropped else ""
     source = show.count(balance.source, "row")
-    return f"source {source} = {balance.asset:,} in {asset}{fixed} + {aside:,} in quarantine{said}"
+    return f"{side} {source} = {balance.asset:,} in {asset}{mended} + {balance.open:,} in quarantine{dropped}{said}"
 
 
 def _reasons(held: Held) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from millrace.core.digest import Digest
 from millrace.core.names import AssetId
+from millrace.core.position import Versions
 from millrace.core.schema import Schema
 from millrace.errors import ContractBroken, StepFailed
 from millrace.lake.layout import Folder
@@ -211,7 +212,11 @@ def entries(state: pa.Table | None, asset: AssetId, schema: Schema) -> list[Entr
                 fix=None if fix is None else unpacked(fix).to_pylist()[0],
             )
         )
-    return sorted(found, key=lambda entry: (entry.since, entry.source or "", list(map(str, entry.key.values()))))
+
+    def order(entry: Entry) -> tuple[Any, ...]:
+        return entry.since, entry.source or "", [(entry.row[name] is not None, entry.row[name]) for name in schema.key]
+
+    return sorted(found, key=order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +224,14 @@ class Balance:
     """D(source) = D(asset) − D(replayed rows) + D(entries), in rows, and whether the digests say the same.
 
     Attributes:
-        source: rows of the source, by the other side of the equation.
+        source: rows that were read from the source, by the other side of the equation.
+        compared: whether these were all rows of the source: a load that reads changes sees no row that was deleted.
         asset: rows of the asset.
         agree: whether the source's own digest equals the sum; None: it is not known.
     """
 
     source: int
+    compared: bool
     asset: int
     open: int
     replayed: int
@@ -244,4 +251,5 @@ def balance(folder: Folder, manifest: Manifest) -> Balance:
         schema = manifest.schema
         found = manifest.entry.digest - digest_of(fixes(state, schema), schema) + digest_of(state, schema)
         agree = found == Digest.from_json(wanted)
-    return Balance(source, asset, counts["open"], counts["replayed"], counts["dropped"], agree)
+    compared = manifest.entry.level == "table" or isinstance(manifest.entry.position, Versions)
+    return Balance(source, compared, asset, counts["open"], counts["replayed"], counts["dropped"], agree)

@@ -118,11 +118,13 @@ def _words(manifest: Manifest, sums: Balance | None) -> str:
         return "not compared"
     model = entry.position.to_json()["kind"] == "versions"
     side = "query's result" if model else "source"
-    if sums is not None and sums.agree:
-        replayed = f" \N{MINUS SIGN} {sums.replayed:,} replayed" if sums.replayed else ""
-        aside = sums.open + sums.replayed + sums.dropped
-        return f"equal to the {side}: {sums.source:,} rows = {sums.asset:,} here{replayed} + {aside:,} in quarantine"
-    quarantine = " with its quarantine" if sums else ""
-    if model:
-        return f"equal to the {side}{quarantine}"
-    return f"{'' if entry.level == 'table' else 'this load: '}equal to the {side}{quarantine}, every row"
+    this = "" if model or entry.level == "table" else "this load: "
+    every = "" if model else ", every row"
+    if sums is None or not sums.agree:
+        return f"{this}equal to the {side}{' with its quarantine' if sums else ''}{every}"
+    mended = f" ({sums.replayed:,} mended)" if sums.replayed else ""
+    dropped = f" + {sums.dropped:,} dropped" if sums.dropped else ""
+    told = f"{sums.asset:,} here{mended} + {sums.open:,} in quarantine{dropped}"
+    if sums.compared:
+        return f"equal to the {side}: {sums.source:,} rows = {told}"
+    return f"{this}equal to the {side}{every}; {sums.source:,} rows read so far = {told}"
