@@ -311,7 +311,7 @@ def test_gate_names_all_that_failed(engine: Engine) -> None:
     assert lines[0] == "silver.orders was not published: 2 of 3 checks failed"
     assert lines[1].startswith("  unique(order_id): 1 value of order_id occurs more than once")
     assert lines[2] == "    order_id 2 2 times"
-    assert lines[-1] == "  the last good version stays"
+    assert lines[-1] == "  nothing was published before"
 
 
 def test_results_survive_json(engine: Engine) -> None:

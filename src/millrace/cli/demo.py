@@ -51,10 +51,11 @@ def demo(
     from millrace.cli.demo_shop import LOG, Shop
 
     since = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or its database would go on without it
     if keep_open:
         _open(folder)
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / "millrace.yaml").exists():
             raise UsageError(
                 f"{folder} exists and is no demo that was finished",
@@ -84,7 +85,6 @@ def _open(folder: Path) -> None:
 
     if not (folder / "millrace.yaml").exists() or not server_place(folder / DATA).exists():
         raise UsageError(f"there is no demo in {folder}", hint=f"make one: millrace demo {folder}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), shared_postgres(folder / DATA) as url:
         show.out(url)
         show.flush()

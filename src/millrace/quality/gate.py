@@ -78,7 +78,7 @@ def enforce(results: Sequence[CheckResult], last_good: str | None = None, hint: 
 
     Args:
         results: of one or more assets.
-        last_good: when the version was published that stays, if any is known.
+        last_good: when the version was published that stays, if there is one.
         hint: what else may be done.
 
     Raises:
@@ -100,7 +100,7 @@ def enforce(results: Sequence[CheckResult], last_good: str | None = None, hint: 
             name = result.name if result.asset == asset else f"{result.asset} {result.name}"
             detail.append(f"{name}: {result.detail}")
             detail += (f"  {line}" for line in result.sample)
-    detail.append(f"the last good version ({last_good}) stays" if last_good else "the last good version stays")
+    detail.append(f"the last good version ({last_good}) stays" if last_good else "nothing was published before")
     where = f"check {failed[0].name}" if len(failed) == 1 else None
     raise GateFailed(what, where=where, detail=detail, hint=hint)
 
