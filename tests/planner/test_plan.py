@@ -148,7 +148,10 @@ tables:
         "page:sales"
     }
     # which rows an asset has is decided by bad_rows alone: the rest of a contract asks for no new load
-    for contract, moved in (("bad_rows: quarantine", True), ("bad_rows: block, max_bad: 0, new_columns: freeze", False)):
+    for contract, moved in (
+        ("bad_rows: quarantine", True),
+        ("bad_rows: block, max_bad: 0, new_columns: freeze", False),
+    ):
         text = shop_db.replace(", where: 'true'", f", contract: {{{contract}}}")
         assert changed(plan, {"copies/shop_db.yaml": text}) == ({"copy:bronze.customers"} if moved else set())
     assert changed(plan, {"models/silver/orders.yaml": f"{described}contract: {{bad_rows: quarantine}}\n"}) == {
