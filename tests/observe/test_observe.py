@@ -140,6 +140,33 @@ def test_a_terminal_of_80_columns_is_never_exceeded_and_shows_the_same(monkeypat
     ]
 
 
+def test_names_that_do_not_fit_stay_apart() -> None:
+    names = ["warehouse/silver.customers", "warehouse/silver.customer_segments", "pages/daily_sales.html"]
+    assert [lines.fit(name, 21) for name in names] == [
+        "warehou…ver.customers",
+        "war…customer_segments",
+        "pages/d…ly_sales.html",
+    ]
+    assert lines.fit(names[0], 26) == names[0]
+    assert lines.fit("gold.고객별_주문_합계", 13) == "go…_주문_합계"
+    assert lines.fit("x" * 50, 13) == "xx…" + "x" * 10
+
+
+def test_on_a_narrow_line_quarantine_is_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    notes = ("20 rows → quarantine", "6 files; 13 lines → quarantine; 1 empty line skipped")
+    outcomes = tuple(replace(OUTCOMES[0], label="warehouse/silver.customers", message=note) for note in notes)
+    steps = (replace(STEPS[0], label="warehouse/silver.customers"),) * 2
+    for width, wanted in ((80, ["20 → quarantine", "13 → quarantine"]), (140, list(notes))):
+        out = io.StringIO()
+        play(RichReporter(out, width=width), RunResult(RUN, outcomes, "done", 1.0), steps)
+        shown = [line for line in out.getvalue().splitlines() if " proven " in line]
+        assert [line.partition(" proven ")[2].strip() for line in shown] == wanted
+        assert max(len(line) for line in shown) <= width
+    assert lines.fit_note(notes[1], 27) == "13 → quarantine; 6 files"
+    assert lines.fit_note("12 of 40 segments differ", 5) == "12 of 40 segments differ"  # the terminal cuts it
+
+
 def test_large_numbers_and_wide_letters_keep_the_columns() -> None:
     big = replace(OUTCOMES[0], rows=1_204_000_123, seconds=812.04)
     korean = replace(OUTCOMES[0], label="gold.고객별_주문")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +21,7 @@ WORD = 9  # published
 LABEL_LEAST = 13
 NOTE_LEAST = 18  # a shorter rest of the line says nothing
 
+QUARANTINED = re.compile(r"^([\d,]+) (?:row|line)s? → quarantine$")
 ENDED = {"done": "done in", "failed": "failed after", "interrupted": "stopped after"}
 ORDER = ("published", "passed", "fresh", "failed", "interrupted", "discarded", "skipped")
 
@@ -157,11 +159,37 @@ def columns(line: Line, label: int) -> tuple[str, str, str]:
     return before, f"{line.word:<{WORD}}", line.note
 
 
-def fit(text: str, width: int) -> str:
-    """Return the text, cut with an ellipsis where it is wider than so many terminal cells."""
+def fit(name: str, width: int) -> str:
+    """Return a name, cut in its middle where it is wider than so many terminal cells: names differ at their ends.
+
+    Args:
+        name: like `warehouse/silver.customers`; what follows the last `/` or `.` goes last.
+        width: terminal cells.
+    """
     from rich.cells import cell_len, set_cell_size
 
-    return text if cell_len(text) <= width else set_cell_size(text, max(width - 1, 0)).rstrip() + "…"
+    if cell_len(name) <= width:
+        return name
+    last = cell_len(re.split(r"[/.]", name)[-1])
+    head = set_cell_size(name, max(2, min(width // 3, width - 1 - last))).rstrip()
+    tail = name[len(head) :]
+    while tail and cell_len(head) + 1 + cell_len(tail) > width:
+        tail = tail[1:]
+    return f"{head}…{tail}"
+
+
+def fit_note(note: str, width: int) -> str:
+    """Return a note for so many terminal cells: where it is wider, the parts that fit, rows in quarantine first."""
+    from rich.cells import cell_len
+
+    if cell_len(note) <= width:
+        return note
+    parts = [QUARANTINED.sub(r"\1 → quarantine", part) for part in note.split("; ")]
+    first, *further = sorted(parts, key=lambda part: not part.endswith("→ quarantine"))
+    for part in further:
+        if cell_len(first) + 2 + cell_len(part) <= width:
+            first += f"; {part}"
+    return first
 
 
 def error_blocks(result: ResultSeen) -> Sequence[str]:

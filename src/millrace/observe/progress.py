@@ -220,11 +220,13 @@ class RichReporter:
 
     def step_finished(self, step: Step, outcome: OutcomeSeen) -> None:
         """See `shapes.Observer`."""
+        from rich.cells import cell_len
         from rich.text import Text
 
         self._running.pop(step.key, None)
         line = lines.line(outcome)
         before, word, note = lines.columns(line, self._label)
+        note = lines.fit_note(note, self._console.width - cell_len(f"{before}{word} "))
         text = Text.assemble(before, (word, STYLES[line.tone]), " ", note)
         text.truncate(self._console.width, overflow="ellipsis")
         self._print(text)
