@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -155,8 +154,10 @@ def _make(folder: Path, orders: int) -> None:
 
 def _millrace(folder: Path, *arguments: str) -> None:
     """Run the real command line in the demo's folder; its output is the demo's."""
+    from millrace.cli.demo_shop import call
+
     sys.stdout.flush()
-    done = subprocess.run([sys.executable, "-m", "millrace", *arguments], cwd=folder, check=False)
+    done = call(folder, arguments)
     if done.returncode:
         raise typer.Exit(done.returncode)
 

@@ -52,14 +52,13 @@ class Shop:
             StepFailed: it ended otherwise.
         """
         armed = {"MILLRACE_KILL_AT": kill_at} if kill_at else {}
-        done = subprocess.run(
-            [sys.executable, "-m", "millrace", *arguments],
-            cwd=self.folder,
+        done = call(
+            self.folder,
+            arguments,
             env={**os.environ, "NO_COLOR": "1", "COLUMNS": "100", **self.environment, **armed},
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         told = "".join(f"{name}={value} " for name, value in armed.items()) + f"millrace {typed(arguments)}"
         with self.log.open("a", encoding="utf-8") as log:
@@ -94,6 +93,19 @@ class Shop:
     def last(self, key: str) -> StepRow | None:
         """Return a step of the last run."""
         return next((step for step in self.last_run() if step.key == key), None)
+
+
+def call(folder: Path, arguments: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the real command line in a folder; when this process is told to stop, the command ends first, and cleanly."""
+    command = [sys.executable, "-m", "millrace", *arguments]
+    with subprocess.Popen(command, cwd=folder, text=True, **options) as process:
+        try:
+            out, err = process.communicate()
+        except BaseException:
+            process.terminate()
+            process.communicate()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def typed(arguments: Sequence[str]) -> str:
