@@ -193,8 +193,7 @@ class BadRow:
         if rows != there + waiting:
             deleted = "; rows deleted there are found by: millrace run --full-refresh" if rows < there + waiting else ""
             return Result(False, f"{rows:,} rows at the source, {there + waiting:,} were read{deleted}")
-        good = f"{there:,} in {self.asset} ({fixed:,} mended)"
-        told = f"sum      {rows:,} rows at the source = {good} + {waiting:,} in quarantine"
+        told = f"sum      {rows:,} source rows = {there:,} in bronze ({fixed:,} mended) + {waiting:,} in quarantine"
         return Result(True, f"{found[0].reason}: set aside, set to 2, replayed", told)
 
     def mended(self, shop: Shop) -> bool:
