@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pwd
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,21 +64,34 @@ def test_a_missing_folder_and_a_name_that_is_no_text(tmp_path: Path) -> None:
         FileFolder(tmp_path, "landing").find("*.jsonl")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    folder = make(tmp_path, "d/a.jsonl")
-    (tmp_path / "d").chmod(0)
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """Be a user who may not read everything, where this is root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(pwd.getpwnam("nobody").pw_uid)
     try:
-        with pytest.raises(PermissionMissing, match="no permission"):
-            folder.find("**/*.jsonl")
+        yield
     finally:
-        (tmp_path / "d").chmod(0o700)
+        os.seteuid(0)
+
+
+def test_a_folder_that_cannot_be_read_is_an_error() -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # pytest's own is closed to nobody
+        root = Path(name)
+        root.chmod(0o755)
+        folder = make(root, "d/a.jsonl")
+        (root / "d").chmod(0)
+        try:
+            with nobody(), pytest.raises(PermissionMissing, match="no permission"):
+                folder.find("**/*.jsonl")
+        finally:
+            (root / "d").chmod(0o700)
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second file system")
 def test_moving_to_another_file_system(tmp_path: Path) -> None:
-    import tempfile
-
     (tmp_path / "a").write_bytes(b"content")
     before = (tmp_path / "a").stat().st_mtime_ns
     with tempfile.TemporaryDirectory(dir="/dev/shm") as other:

@@ -63,10 +63,7 @@ def arithmetic(asset: AssetId, balance: Balance) -> str:
     """
     said = {None: "", True: " (digests agree)", False: " (digests differ)"}[balance.agree]
     side = "source" if balance.compared else "read"
-    mended = f" ({balance.replayed:,} mended)" if balance.replayed else ""
-    dropped = f" + {balance.dropped:,} dropped" if balance.dropped else ""
-    source = show.count(balance.source, "row")
-    return f"{side} {source} = {balance.asset:,} in {asset}{mended} + {balance.open:,} in quarantine{dropped}{said}"
+    return f"{side} {show.count(balance.source, 'row')} = {balance.told(f'in {asset}')}{said}"
 
 
 def _reasons(held: Held) -> str:

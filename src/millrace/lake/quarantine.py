@@ -238,6 +238,12 @@ class Balance:
     dropped: int
     agree: bool | None
 
+    def told(self, where: str) -> str:
+        """Return the asset's side: `99,980 in bronze.orders (1 mended) + 20 in quarantine + 1 dropped`."""
+        mended = f" ({self.replayed:,} mended)" if self.replayed else ""
+        dropped = f" + {self.dropped:,} dropped" if self.dropped else ""
+        return f"{self.asset:,} {where}{mended} + {self.open:,} in quarantine{dropped}"
+
 
 def balance(folder: Folder, manifest: Manifest) -> Balance:
     """Return the arithmetic of an asset with its quarantine, the quarantine's part read back from its file."""

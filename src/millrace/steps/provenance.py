@@ -122,9 +122,6 @@ def _words(manifest: Manifest, sums: Balance | None) -> str:
     every = "" if model else ", every row"
     if sums is None or not sums.agree:
         return f"{this}equal to the {side}{' with its quarantine' if sums else ''}{every}"
-    mended = f" ({sums.replayed:,} mended)" if sums.replayed else ""
-    dropped = f" + {sums.dropped:,} dropped" if sums.dropped else ""
-    told = f"{sums.asset:,} here{mended} + {sums.open:,} in quarantine{dropped}"
     if sums.compared:
-        return f"equal to the {side}: {sums.source:,} rows = {told}"
-    return f"{this}equal to the {side}{every}; {sums.source:,} rows read so far = {told}"
+        return f"equal to the {side}: {sums.source:,} rows = {sums.told('here')}"
+    return f"{this}equal to the {side}{every}; {sums.source:,} rows read so far = {sums.told('here')}"
