@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from millrace import errors
+from millrace import api, errors
 from millrace.core.names import AssetId
 from millrace.core.staged import FORMAT
 from millrace.quality.rules import parse_checks
@@ -86,6 +86,13 @@ def test_every_error_is_documented() -> None:
         assert code == str(found.exit_code), found
         assert handling == found.handling.value, found
         assert meaning, found
+
+
+def test_every_name_of_the_api_is_documented() -> None:
+    """docs/reference/python-api.md has a row for each name of `millrace.api`, and no other before the last table."""
+    page = (ROOT / "docs" / "reference" / "python-api.md").read_text(encoding="utf-8")
+    here = re.findall(r"^\| `(\w+)` \|", page.partition("## Not here")[0], re.MULTILINE)
+    assert sorted(here) == sorted(api.__all__)
 
 
 def test_format_is_the_documented_one() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from millrace.api.records import Record
 from millrace.core.ports import Mode
 from millrace.errors import UsageError, did_you_mean
 
@@ -19,7 +19,7 @@ MODES: Mapping[str, Mode] = {
 
 
 @dataclass(frozen=True, slots=True)
-class CopyResult(Mapping[str, Any]):
+class CopyResult(Record):
     """What a copy did; reads like a dictionary too.
 
     Attributes:
@@ -45,19 +45,6 @@ class CopyResult(Mapping[str, Any]):
     digest: str | None
     seq: int
     seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as a dictionary."""
-        return asdict(self)
-
-    def __getitem__(self, key: str) -> Any:
-        return self.to_dict()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.to_dict())
-
-    def __len__(self) -> int:
-        return len(self.to_dict())
 
 
 class DataCopyEngine:

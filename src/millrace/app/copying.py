@@ -58,7 +58,8 @@ class CopyOutcome:
         }
 
 
-def _database(text: str, label: str, closing: contextlib.ExitStack, *, trusted_urls: bool = False) -> Database:
+def database_of(text: str, label: str, closing: contextlib.ExitStack, *, trusted_urls: bool = False) -> Database:
+    """Return a database by `env:NAME`, `service:NAME`, a URL, or the name of a connection of the project here."""
     from millrace.postgres.session import database_from_url, parse_database
 
     if trusted_urls and "://" in text:
@@ -79,8 +80,8 @@ def _in_project() -> bool:
 @contextlib.contextmanager
 def _runtime(source: str, target: str, *, trusted_urls: bool = False) -> Iterator[Runtime]:
     databases = {
-        SOURCE: lambda closing: _database(source, "source", closing, trusted_urls=trusted_urls),
-        TARGET: lambda closing: _database(target, "target", closing, trusted_urls=trusted_urls),
+        SOURCE: lambda closing: database_of(source, "source", closing, trusted_urls=trusted_urls),
+        TARGET: lambda closing: database_of(target, "target", closing, trusted_urls=trusted_urls),
     }
     # named, not made: nothing is left of a copy that is killed, unless a step really needs scratch
     work = Path(tempfile.gettempdir()) / f"millrace-{new_run_id()}"
@@ -203,7 +204,7 @@ def diff_tables(
     since = time.monotonic()
     with contextlib.ExitStack() as closing:
         sides = [
-            (_database(text, label, closing), TableRef.parse(name))
+            (database_of(text, label, closing), TableRef.parse(name))
             for text, label, name in ((left, "source", table), (right, "target", other))
         ]
         found = diff(sides[0], sides[1], key, limit)

@@ -18,15 +18,17 @@ class Retries:
 
     Attributes:
         attempts: tries in all, 1 for no second one.
-        wait: seconds before the second try, doubled for each further one.
+        wait: seconds before the second try.
         longest: cap of a wait, seconds.
         jitter: up to so many seconds are added, so that runs that failed together do not come back together.
+        growth: by which each further wait is longer.
     """
 
     attempts: int = 3
     wait: float = 1.0
     longest: float = 60.0
     jitter: float = 1.0
+    growth: float = 2.0
 
     def call(
         self, function: Callable[[int], T], stop: Stop, on_retry: Callable[[MillraceError, int, float], None]
@@ -51,7 +53,7 @@ class Retries:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(retryable),
             stop=tenacity.stop_after_attempt(self.attempts),
-            wait=tenacity.wait_exponential(self.wait, max=self.longest) + tenacity.wait_random(0, self.jitter),
+            wait=tenacity.wait_exponential(self.wait, self.longest, self.growth) + tenacity.wait_random(0, self.jitter),
             before_sleep=tell,
             sleep=stop.sleep,
             reraise=True,
