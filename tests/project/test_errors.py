@@ -67,7 +67,7 @@ key "orders" stands twice
         COPIES,
         ("mode: full", "mode: fulll"),
         """\
-"mode" in table products must be full, incremental or append, not the text "fulll"
+"mode" in table products must be full, incremental, append or truncate, not the text "fulll"
   copies/shop_db.yaml:7:38
   7 |   products:  {key: product_id, mode: fulll}
     |                                      ^^^^^ did you mean "full"?""",
@@ -76,7 +76,7 @@ key "orders" stands twice
         COPIES,
         ("mode: full", "mode: snapshot"),
         """\
-"mode" snapshot is not built yet: use full, incremental or append
+"mode" snapshot is not built yet: use full, incremental, append or truncate
   copies/shop_db.yaml:7:38
   7 |   products:  {key: product_id, mode: snapshot}
     |                                      ^^^^^^^^""",
@@ -464,7 +464,7 @@ def test_all_errors_at_once_and_no_more_than_ten(write):
     )
     text = str(error)
     assert [line for line in ["", *text.splitlines()] if line.startswith("error:")] == [
-        'error: "mode" in table customers must be full, incremental or append, not the text "fast"',
+        'error: "mode" in table customers must be full, incremental, append or truncate, not the text "fast"',
         'error: "kind" in models/silver/orders.yaml must be full or upsert, not the text "upsrt"',
         'error: unknown key "rows" in marts.agg_daily_sales',
     ]

@@ -34,6 +34,7 @@ POINTS = [
     "postgres.publish.after_commit",
 ]
 HOWS = ["create", "sync", "merge"]
+RARER = [("truncate", "postgres.publish.before_commit"), ("truncate", "postgres.publish.after_commit")]
 
 
 @pytest.fixture
@@ -51,6 +52,8 @@ def prepared(pair: Copy, how: str) -> Copy:
     """Bring the target so far that the next copy is of that kind."""
     if how == "merge":
         pair = pair.with_(mode="incremental", cursor="changed")
+    elif how == "truncate":
+        pair = pair.with_(mode=how)
     if how != "create":
         pair.run()
         execute(
@@ -88,8 +91,7 @@ def history(copy: Copy) -> list[Any]:
     return [seq for (seq,) in rows(copy.urls[1], "select seq from _millrace.history order by seq")]
 
 
-@pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(("how", "point"), [*((how, point) for point in POINTS for how in HOWS), *RARER])
 def test_killed(pair: Copy, how: str, point: str) -> None:
     copy = prepared(pair, how)
     seq = 0 if how == "create" else 1

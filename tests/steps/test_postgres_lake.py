@@ -550,6 +550,18 @@ def test_append_without_key_adds_everything_each_time(bench15: Bench) -> None:
         bench15.run(mode="append", cursor="id")
 
 
+def test_truncate_replaces_everything_in_one_commit(bench15: Bench) -> None:
+    bench15.execute("create table events (id int, note text); insert into events values (1, 'a'), (1, 'a'), (2, null)")
+    bench15.run(mode="truncate")
+    before = set(bench15.lake.files(ASSET))
+    bench15.execute("update events set note = 'b' where id = 2")
+    entry, _ = bench15.run(mode="truncate")
+    assert (entry.seq, entry.level, entry.rows) == (2, "table", 3)
+    assert not before & set(bench15.lake.files(ASSET))
+    bench15.assert_equal(("id", "note"))
+    assert bench15.fresh(mode="truncate").fresh
+
+
 def test_killed_while_merging_the_next_run_ends_right(bench15: Bench) -> None:
     bench15.events(3_000)
     bench15.run(**INCREMENTAL)

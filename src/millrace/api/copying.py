@@ -15,6 +15,7 @@ MODES: Mapping[str, Mode] = {
     "incremental_sync": "incremental",
     "incremental": "incremental",
     "append": "append",
+    "truncate": "truncate",
 }
 
 
@@ -81,7 +82,7 @@ class DataCopyEngine:
             source_table, target_table: SQL names, like `public.orders` or `"Odd"."name"`.
             primary_keys: key columns; empty: the source's primary key.
             sync_mode: `full_sync` (deletes included) or `incremental_sync` (by `cursor`; without one, rows that differ
-                are upserted and nothing is deleted).
+                are upserted and nothing is deleted), `append`, or `truncate` (all rows deleted and loaded).
             custom_where: one SQL condition on the source's rows.
             custom_select: one SELECT that replaces the source table.
             custom_count: one SELECT of a number, evaluated in the copy's snapshot: it must equal the rows read.

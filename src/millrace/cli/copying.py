@@ -35,7 +35,11 @@ def copy(
         str | None, typer.Argument(metavar="[TABLE]", help="The target table; the same name if left out.")
     ] = None,
     mode: Annotated[
-        str, typer.Option(help="full: make the target equal, deletes included; incremental: bring changes.")
+        str,
+        typer.Option(
+            help="full: make the target equal, deletes included; incremental: bring changes; append: only add;"
+            " truncate: delete and load all rows in one transaction."
+        ),
     ] = "full",
     key: Annotated[
         list[str] | None, typer.Option(help="Key column; repeat for more. Default: the primary key.")
@@ -65,16 +69,16 @@ def copy(
 
     if mode not in MODES:
         raise UsageError(
-            f"unknown mode {mode!r}", hint=did_you_mean(mode, list(MODES)) or "full, incremental or append"
+            f"unknown mode {mode!r}", hint=did_you_mean(mode, list(MODES)) or f"one of: {', '.join(MODES)}"
         )
     if MODES[mode] == "incremental" and cursor is None:
         raise UsageError(
             "--mode incremental needs --cursor",
             hint="name the column that grows with every change: --cursor updated_at",
         )
-    if cursor is not None and MODES[mode] == "full":
+    if cursor is not None and MODES[mode] not in ("incremental", "append"):
         raise UsageError(
-            "--cursor says nothing in mode full", hint="compare everything without it, or: --mode incremental"
+            f"--cursor says nothing in mode {mode}", hint="compare everything without it, or: --mode incremental"
         )
     options = CopyOptions(
         mode=MODES[mode],

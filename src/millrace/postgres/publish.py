@@ -1,46 +1,31 @@
 """Publishing: one transaction that applies stages to their tables, proves the result and writes the ledger.
 
-`create` renames the proven stage into place. `sync`, `merge` and `append` delete, update and insert the rows that
-differ, under SHARE ROW EXCLUSIVE: readers are never blocked, and views, grants, foreign keys and triggers stay.
-`position` moves nothing but the ledger. Never TRUNCATE: readers would wait.
+`create` renames the proven stage into place, `position` moves nothing but the ledger; what is done to a table that is
+there stands in `apply`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from millrace.core.digest import Digest
 from millrace.core.events import reach
-from millrace.core.names import TableRef, fingerprint
-from millrace.core.segment import Segment
-from millrace.core.staged import Counts, LedgerEntry, Level, Proof, Staged, entry_for
-from millrace.errors import ContractBroken, GuardRefused, MillraceError, ProofFailed, SeqMoved
-from millrace.postgres.catalog import PgColumn, Relation, describe, exists
+from millrace.core.names import TableRef
+from millrace.core.staged import Counts, LedgerEntry, Proof, Staged, entry_for
+from millrace.errors import GuardRefused, MillraceError, ProofFailed, SeqMoved
+from millrace.postgres.apply import Applied, Table, append, fits_of, merge, open_table, sync, truncate
+from millrace.postgres.catalog import Relation, describe, exists
 from millrace.postgres.ddl import cut, free_name
-from millrace.postgres.digest import digest_of, digest_query, shape
 from millrace.postgres.ledger import Ledger, moved
 from millrace.postgres.ownership import forget, gone, row_of, ttl
-from millrace.postgres.parts import any_of
 from millrace.postgres.session import Connection
-from millrace.postgres.stage import set_sequence, staged_relation
+from millrace.postgres.stage import staged_relation
 
 LOCK_MS = 1_000  # a publish that waits longer for a table gives way and tries again: writers queue behind it
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What applying one stage came to."""
-
-    counts: Counts
-    level: Level
-    digest: Digest | None
-    rows: int
 
 
 def publish_in(
@@ -100,10 +85,15 @@ def _apply(connection: Connection, ledger: Ledger, staged: Staged, found: Ledger
         done = _create(connection, ledger, staged)
         forget(connection, ledger, row, table=False)
         return done
-    apply: dict[str, Callable[[_Table], Applied]] = {"sync": _sync, "merge": _merge, "append": _append}
+    apply: dict[str, Callable[[Table], Applied]] = {
+        "sync": sync,
+        "merge": merge,
+        "append": append,
+        "truncate": truncate,
+    }
     if staged.how not in apply:
         raise MillraceError(f"a PostgreSQL target cannot publish by {staged.how!r}", where=str(staged.asset))
-    done = apply[staged.how](_open(connection, ledger, staged, found))
+    done = apply[staged.how](open_table(connection, ledger, staged, found))
     forget(connection, ledger, row)
     return done
 
@@ -161,240 +151,6 @@ def _rename_parts(connection: Connection, relation: Relation, ref: TableRef) -> 
                 connection.execute(
                     sql.SQL("alter sequence {} rename to {}").format(sql.SQL(found[0]), sql.Identifier(wanted))
                 )
-
-
-# an existing table
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """A target table and the stage of its changes, both locked and described."""
-
-    connection: Connection
-    staged: Staged
-    relation: Relation
-    stage: sql.Identifier
-    columns: tuple[PgColumn, ...]
-    """What is digested: the target's columns in the stage's order."""
-    key: tuple[PgColumn, ...]
-    label: str
-
-    @property
-    def same_key(self) -> sql.Composable:
-        """The join of target row `t` and stage row `s`."""
-        return sql.SQL(" and ").join(sql.SQL("s.{0} = t.{0}").format(column.identifier) for column in self.key)
-
-    @property
-    def writable(self) -> tuple[PgColumn, ...]:
-        """The columns that are written: the target computes generated ones itself."""
-        return tuple(column for column in self.columns if not column.generated)
-
-    def run(self, text: sql.Composed) -> int:
-        """Run a statement; return how many rows it touched."""
-        return self.connection.execute(text).rowcount
-
-    def number(self, text: sql.Composed) -> int:
-        """Return the number that a query gives."""
-        row = self.connection.execute(text).fetchone()
-        return int(row[0]) if row else 0
-
-    def digest(self, where: sql.Composable | None = None) -> Digest:
-        """Digest the target's rows."""
-        query = digest_query(sql.SQL("{} as t").format(self.relation.identifier), self.columns, where)
-        return digest_of(self.connection.execute(query).fetchone() or (0, 0), shape(self.columns))
-
-    def stage_digest(self) -> Digest:
-        """Digest the stage's rows."""
-        query = digest_query(self.stage, self.columns)
-        return digest_of(self.connection.execute(query).fetchone() or (0, 0), shape(self.columns))
-
-    def lacks(self) -> sql.Composable:
-        """The predicate of target rows whose key the stage does not hold."""
-        return sql.SQL("not exists (select from {} s where {})").format(self.stage, self.same_key)
-
-    @property
-    def differs(self) -> sql.Composable:
-        """The condition that target row `t` and stage row `s` of one key differ in any byte."""
-        left, right = (
-            sql.SQL(", ").join(sql.SQL("{}.{}").format(sql.SQL(side), column.identifier) for column in self.writable)
-            for side in ("t", "s")
-        )
-        return sql.SQL("{} and pg_catalog.record_image_ne(row({}), row({}))").format(self.same_key, left, right)
-
-    def upsert(self) -> tuple[int, int]:
-        """Make the target hold the stage's rows; return how many were (updated, inserted).
-
-        Rows that exchange values of another unique column cannot be updated one after the other: they are deleted
-        and inserted. The same goes for identity columns that may not be updated.
-        """
-        updated = self._update()
-        if updated is None:
-            updated = self.run(
-                sql.SQL("delete from {} as t using {} s where {}").format(
-                    self.relation.identifier, self.stage, self.differs
-                )
-            )
-            return updated, self.insert() - updated
-        return updated, self.insert()
-
-    def _update(self) -> int | None:
-        """Update rows that differ in any byte; None when they cannot be updated."""
-        keys = {column.name for column in self.key}
-        rest = [column for column in self.writable if column.name not in keys]
-        if not rest:
-            return 0
-        if any(column.identity == "a" for column in rest):
-            return None
-        assign = sql.SQL(", ").join(sql.SQL("{0} = s.{0}").format(column.identifier) for column in rest)
-        statement = sql.SQL("update {} as t set {} from {} s where {}").format(
-            self.relation.identifier, assign, self.stage, self.differs
-        )
-        if not any(index.unique and set(index.columns) != keys for index in self.relation.indexes):
-            return self.run(statement)
-        try:
-            with self.connection.transaction():
-                return self.run(statement)
-        except psycopg.errors.UniqueViolation:
-            return None
-
-    def insert(self) -> int:
-        """Add the rows whose key the target does not hold, and set its own sequences past them."""
-        names = sql.SQL(", ").join(column.identifier for column in self.writable)
-        values = sql.SQL(", ").join(sql.SQL("s.{}").format(column.identifier) for column in self.writable)
-        count = self.run(
-            sql.SQL(
-                "insert into {} ({}) overriding system value select {} from {} s "
-                "where not exists (select from {} t where {})"
-            ).format(self.relation.identifier, names, values, self.stage, self.relation.identifier, self.same_key)
-        )
-        for column in self.relation.columns:
-            if count and (column.identity or (column.default or "").startswith("nextval(")):
-                set_sequence(self.connection, self.relation.identifier, column.name)
-        return count
-
-    def prove(self, found: Digest, wanted: Digest, what: str) -> None:
-        """Refuse a result that is not what was meant."""
-        if found != wanted:
-            raise ProofFailed(
-                f"{self.staged.asset} was not published: {what} of {self.label} would not equal the source",
-                where=str(self.staged.asset),
-                detail=[f"rows {found.rows:,}, expected {wanted.rows:,}; sums {found.total} and {wanted.total}"],
-                hint="someone changed the table since it was compared, or one of its triggers changes rows; run again",
-            )
-
-
-def _open(connection: Connection, ledger: Ledger, staged: Staged, found: LedgerEntry | None) -> _Table:
-    ref = TableRef(staged.asset.layer, staged.asset.name)
-    name = sql.Identifier(staged.asset.layer, staged.asset.name)
-    connection.execute(sql.SQL("lock table {} in share row exclusive mode").format(name))
-    relation = describe(connection, ref, label=ledger.label)
-    stage = staged_relation(connection, ledger, staged)
-    if fits_of(relation, staged.schema.names) != staged.detail["fits"]:
-        raise ContractBroken(
-            f"{ref} in {ledger.label} was altered while its changes were staged",
-            where=f"{ref} in {ledger.label}",
-            hint="nothing was changed; run again",
-        )
-    if found is None and not staged.detail.get("replace"):
-        refuse_first_contact(connection, relation, ledger.label)
-    columns = relation.pick(staged.schema.names)
-    key = relation.pick(staged.schema.key)
-    return _Table(connection, staged, relation, stage.identifier, columns, key, f"{ref} in {ledger.label}")
-
-
-def fits_of(relation: Relation, names: Sequence[str]) -> str:
-    """Return what must not change between staging and publishing: the table itself and the columns that are written."""
-    columns = [f"{c.name}\x1e{c.type}\x1e{c.generated}\x1e{c.not_null}" for c in relation.columns if c.name in names]
-    return fingerprint(str(relation.oid), *columns)
-
-
-def refuse_first_contact(connection: Connection, relation: Relation, label: str) -> None:
-    """Refuse a table with rows that Millrace never wrote.
-
-    Raises:
-        GuardRefused: naming --replace.
-    """
-    row = connection.execute(sql.SQL("select 1 from {} limit 1").format(relation.identifier)).fetchone()
-    if row is not None:
-        raise GuardRefused(
-            f"{relation.ref} in {label} has rows that Millrace did not write",
-            where=f"{relation.ref} in {label}",
-            hint="allow it to be made equal to the source with --replace; --dry-run shows what would change",
-        )
-
-
-def _segments(table: _Table) -> sql.Composable | None:
-    """Return the predicate of the staged segments over the target's rows; None when they are everything."""
-    return any_of([Segment.from_json(segment) for segment in table.staged.detail["segments"]], table.key)
-
-
-def _sync(table: _Table) -> Applied:
-    """Make the differing segments equal, deletes included, and prove the whole table."""
-    where = _segments(table)
-    lacking = table.lacks() if where is None else sql.SQL("{} and {}").format(where, table.lacks())
-    source = sql.SQL("{} as t").format(table.relation.identifier)
-    deletes = table.number(sql.SQL("select pg_catalog.count(*) from {} where {}").format(source, lacking))
-    if deletes:
-        _guard_deletes(table, deletes)
-        deleted = table.run(sql.SQL("delete from {} where {}").format(source, lacking))
-        if deleted != deletes:
-            raise ProofFailed(
-                f"{table.staged.asset} was not published: {deletes:,} rows were to be deleted from {table.label}, "
-                f"but {deleted:,} were",
-                where=str(table.staged.asset),
-                hint="a trigger or rule of the table keeps rows",
-            )
-    updated, inserted = table.upsert()
-    found = table.digest()
-    table.prove(found, Digest.from_json(table.staged.detail["whole"]), "all rows")
-    return Applied(Counts(inserted, updated, deletes), "table", found, found.rows)
-
-
-def _guard_deletes(table: _Table, deletes: int) -> None:
-    limit: Any = table.staged.detail.get("max_delete")
-    if limit is None:
-        return
-    total = table.number(sql.SQL("select pg_catalog.count(*) from {}").format(table.relation.identifier))
-    refuse_deletes(table.staged.asset.layer, table.staged.asset.name, deletes, total, float(limit))
-
-
-def refuse_deletes(schema: str, name: str, deletes: int, total: int, limit: float) -> None:
-    """Refuse to delete more than a share of a table's rows.
-
-    Raises:
-        GuardRefused: naming --allow-deletes.
-    """
-    if total and deletes > limit * total:
-        raise GuardRefused(
-            f"{TableRef(schema, name)} would lose {deletes:,} of {total:,} rows, more than max_delete ({limit:.0%})",
-            where=str(TableRef(schema, name)),
-            hint="if that is meant, allow it with --allow-deletes; the last good version stays",
-        )
-
-
-def _merge(table: _Table) -> Applied:
-    """Upsert the changes and prove the merged keys."""
-    wanted = table.stage_digest()
-    updated, inserted = table.upsert()
-    keys = sql.SQL("exists (select from {} s where {})").format(table.stage, table.same_key)
-    found = table.digest(keys)
-    table.prove(found, wanted, "the merged rows")
-    return Applied(Counts(inserted, updated), "applied", found, -1)
-
-
-def _append(table: _Table) -> Applied:
-    """Add the rows whose key is new, and prove those."""
-    table.run(
-        sql.SQL("delete from {} as s where exists (select from {} t where {})").format(
-            table.stage, table.relation.identifier, table.same_key
-        )
-    )
-    wanted = table.stage_digest()
-    inserted = table.insert()
-    keys = sql.SQL("exists (select from {} s where {})").format(table.stage, table.same_key)
-    found = table.digest(keys)
-    table.prove(found, wanted, "the added rows")
-    return Applied(Counts(inserted), "applied", found, -1)
 
 
 # nothing but the position

@@ -10,19 +10,20 @@ from millrace.project.checks import CheckSet
 from millrace.project.fields import Part, Positive, RowContract, Share, Text, Texts, or_empty, unbuilt
 from millrace.project.landing import FileOptions
 
-_MODES = ("full", "incremental", "append")
+_MODES = ("full", "incremental", "append", "truncate")
 _mode = unbuilt(
     {
         mode: f'"mode" {mode} is not built yet: use {", ".join(_MODES[:-1])} or {_MODES[-1]}'
-        for mode in ("truncate", "snapshot", "backfill")
+        for mode in ("snapshot", "backfill")
     },
     {"full_sync": "full", "incremental_sync": "incremental"},
 )
 
 CopyMode = Annotated[
-    Literal["full", "incremental", "append"],
+    Literal["full", "incremental", "append", "truncate"],
     BeforeValidator(
-        _mode, json_schema_input_type=Literal["full", "incremental", "append", "full_sync", "incremental_sync"]
+        _mode,
+        json_schema_input_type=Literal["full", "incremental", "append", "truncate", "full_sync", "incremental_sync"],
     ),
 ]
 

@@ -425,7 +425,7 @@ def _table(
         at = (*path, "mode") if (*path, "mode") in document.values else path
         hint = "cursor: updated_at, or mode: full"
         raise document.problem(f"table {name} is incremental and names no cursor column", at, key=True, hint=hint)
-    if options.mode != "incremental" and options.cursor is not None:
+    if options.mode not in ("incremental", "append") and options.cursor is not None:
         options = options.model_copy(update={"cursor": None})  # from the defaults; a full copy reads everything
     for word in ("where", "select", "count"):
         text = getattr(options, word)

@@ -16,7 +16,7 @@ class CopyOptions:
     """How a table is copied.
 
     Attributes:
-        mode: `full`, `incremental` or `append`.
+        mode: `full`, `incremental`, `append` or `truncate`.
         key: key columns; empty: the source's primary key.
         cursor: cursor column of `incremental`.
         where, select, count: the project author's SQL: a condition, a column list or one SELECT, and a count query
@@ -41,6 +41,11 @@ class CopyOptions:
     full_refresh: bool = False
     workers: int = 2
     segment_rows: int = 250_000
+
+    @property
+    def tracked(self) -> str | None:
+        """The cursor column that positions are kept by; None where everything is compared each time."""
+        return self.cursor if self.mode in ("incremental", "append") else None
 
 
 @dataclass(frozen=True, slots=True)

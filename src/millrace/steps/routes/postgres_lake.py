@@ -1,8 +1,9 @@
 """PostgreSQL to a Delta lake: page ranges of one exported snapshot, by ADBC into Parquet files, digested at the source.
 
-Modes: `full` and the first load of every mode read everything. `incremental` then reads what changed since the
-ledger's position and merges it by key. `append` does the same where there is a key, so that a row that is read twice
-(equal cursor values, late commits) is there once; a source without a key is added as a whole each time.
+Modes: `full`, `truncate` (the same here) and the first load of every mode read everything. `incremental` then reads
+what changed since the ledger's position and merges it by key. `append` does the same where there is a key, so that a
+row that is read twice (equal cursor values, late commits) is there once; a source without a key is added as a whole
+each time.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ def _look(
     """
     source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
     key = spec.key or source.key
-    if spec.cursor is not None and spec.mode != "full":
-        source[spec.cursor]  # NotFound with the nearest name
+    if spec.tracked is not None:
+        source[spec.tracked]  # NotFound with the nearest name
         key_columns(source, key)
     elif spec.mode == "incremental":
         raise UsageError(f"{spec.asset} is incremental but has no cursor", hint="name one: cursor: updated_at")
@@ -109,12 +110,12 @@ def _look(
         return replace(work, reason="full refresh")
     if not _same_columns(old, work.schema):
         return replace(work, reason="the columns changed")
-    if spec.mode == "full":
+    if spec.mode in ("full", "truncate"):
         return work
-    if spec.cursor is None:
+    if spec.tracked is None:
         return replace(work, how="upsert" if key else "append", reason="append adds what is there")
     since = entry.position
-    if not isinstance(since, Cursor) or since.column != spec.cursor:
+    if not isinstance(since, Cursor) or since.column != spec.tracked:
         return replace(work, reason="the cursor changed")
     changes = reader.changes(source, since, snap)
     return replace(work, source=changes, how="upsert", since=since, reason=f"rows since {since.value}")
@@ -218,9 +219,9 @@ def _engine(ctx: Context) -> contextlib.closing[duckdb.DuckDBPyConnection]:
 
 def _position(spec: CopySpec, reader: PostgresReader, work: Work, snap: PostgresSnapshot) -> Position:
     """Return the position after this load; the digest of a whole load is filled in when it is known."""
-    if spec.cursor is None or spec.mode == "full":
+    if spec.tracked is None:
         return Whole(None, snap.state)
-    found = reader.cursor(work.base, spec.cursor, snap)
+    found = reader.cursor(work.base, spec.tracked, snap)
     if found.value is None and work.since is not None:  # the source was emptied
         found = replace(found, value=work.since.value)
     return replace(found, tail=_whole_digest(reader, reader.changes(work.base, found, snap), snap))

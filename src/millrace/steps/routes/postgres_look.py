@@ -18,12 +18,12 @@ from millrace.core.schema import Schema
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import LedgerEntry
 from millrace.errors import MillraceError, UsageError
+from millrace.postgres.apply import fits_of
 from millrace.postgres.catalog import Relation
 from millrace.postgres.ddl import check_fit
 from millrace.postgres.keys import key_columns, proven
 from millrace.postgres.names import sql_name
 from millrace.postgres.newest import left_out, newest
-from millrace.postgres.publish import fits_of
 from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_segments
 from millrace.postgres.session import Connection, translated
 from millrace.postgres.source import Source
@@ -31,7 +31,7 @@ from millrace.postgres.stage import schema_of
 from millrace.postgres.target import PostgresTarget
 from millrace.steps.spec import CopySpec
 
-How = Literal["create", "sync", "merge", "append"]
+How = Literal["create", "sync", "merge", "append", "truncate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,8 @@ class Look:
 
     def compared(self, found: str) -> str:
         """Return what a comparison of everything found, with why it was made where changes were asked for."""
-        entry, cursor = self.entry, self.spec.cursor
-        if self.spec.mode == "full" or cursor is None or entry is None or isinstance(entry.position, Cursor):
+        entry, cursor = self.entry, self.spec.tracked
+        if cursor is None or entry is None or isinstance(entry.position, Cursor):
             return found
         return f"no position by {sql_name(cursor)} yet, so all was compared: {found}"
 
@@ -129,9 +129,9 @@ class Look:
         Args:
             whole: digest of the whole source, where everything was read.
         """
-        if self.spec.mode == "full" or self.spec.cursor is None:
+        if self.spec.tracked is None:
             return Whole(whole, self.snap.state)
-        found = self.reader.cursor(self.base, self.spec.cursor, self.snap)
+        found = self.reader.cursor(self.base, self.spec.tracked, self.snap)
         tail = whole_digest(self.snap.connection, self.reader.changes(self.base, found, self.snap))
         return Cursor(found.column, found.value, found.snapshot, found.server, tail)
 
@@ -143,17 +143,18 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
     relation = target.relation(spec.asset)
     with reader.snapshot() as snap:
         base = source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
-        key = key_columns(source, spec.key or source.key)
-        if spec.cursor is not None and spec.mode != "full":
-            source[spec.cursor]  # NotFound with the nearest name
+        named = spec.key or source.key
+        key = key_columns(source, named) if named or spec.mode != "truncate" else ()
+        if spec.tracked is not None:
+            source[spec.tracked]  # NotFound with the nearest name
             if spec.mode == "incremental" and not proven(source, key):
-                source = newest(base, key, spec.cursor)
+                source = newest(base, key, spec.tracked)
         since = _since(spec, entry) if relation is not None and _filled(target, relation) else None
         how: How = "sync"
         if relation is None:
             how = "create"
-        elif spec.mode == "append":
-            how = "append"
+        elif spec.mode == "append" or spec.mode == "truncate":
+            how = spec.mode
         elif since is not None or (spec.mode == "incremental" and spec.cursor is None):
             how = "merge"
         if relation is not None:
@@ -199,9 +200,9 @@ def _filled(target: PostgresTarget, relation: Relation) -> bool:
 
 def _since(spec: CopySpec, entry: LedgerEntry | None) -> Cursor | None:
     position = entry.position if entry is not None else None
-    if spec.mode == "full" or spec.full_refresh or spec.cursor is None or not isinstance(position, Cursor):
+    if spec.full_refresh or spec.tracked is None or not isinstance(position, Cursor):
         return None
-    return position if position.column == spec.cursor else None
+    return position if position.column == spec.tracked else None
 
 
 def whole_digest(connection: Connection, source: Source) -> Digest:

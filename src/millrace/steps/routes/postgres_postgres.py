@@ -1,10 +1,11 @@
 """The route from PostgreSQL to PostgreSQL: COPY bytes from server to server, every row proven by digests.
 
-Four situations, told apart by `postgres_look`:
+Five situations, told apart by `postgres_look`:
 
 - `create`: the target is missing. Heap-page ranges are copied at once from one snapshot into a hidden table.
 - `sync`: it exists. Both sides are digested by key segments, one scan each; only segments that differ are copied.
 - `merge`, `append`: there is a cursor's position. The rows since then are copied; `append` only adds.
+- `truncate`: all rows are copied, and take the place of all that are there in one transaction.
 
 What was staged by an attempt that died is kept where its digest still is the source's.
 """
@@ -23,11 +24,11 @@ from millrace.core.position import Cursor, Whole
 from millrace.core.segment import Segment
 from millrace.core.staged import Counts, Staged
 from millrace.errors import Handling, Interrupted, MillraceError, ProofFailed
+from millrace.postgres.apply import fits_of, refuse_deletes, refuse_first_contact, refuse_referred
 from millrace.postgres.digest import row_hash
 from millrace.postgres.keys import check_key
 from millrace.postgres.newest import told
 from millrace.postgres.parts import Part, alone, gathered, joined
-from millrace.postgres.publish import fits_of, refuse_deletes, refuse_first_contact
 from millrace.postgres.reader import PostgresReader
 from millrace.postgres.segments import key_hash, key_segments, page_segments
 from millrace.postgres.session import Connection, translated
@@ -50,12 +51,14 @@ PUBLISHES = {
     "sync": "rows that differ",
     "merge": "merge",
     "append": "insert",
+    "truncate": "all rows deleted and loaded",
 }
 PROVES = {
     "create": "transfer, table",
     "sync": "transfer, table",
     "merge": "transfer, applied",
     "append": "transfer, applied",
+    "truncate": "transfer, table",
 }
 
 
@@ -82,7 +85,7 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Fre
             if found == look.since.tail:
                 return answer(True, "nothing changed", 0)
             return answer(False, f"since {look.since.value}", moves)
-        wanted = Whole if spec.mode == "full" or spec.cursor is None else Cursor
+        wanted = Whole if spec.tracked is None else Cursor
         if not isinstance(look.entry.position, wanted):
             return answer(False, "the mode changed")
         whole = Segment.whole()
@@ -90,7 +93,7 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Fre
         if ours[whole.id] == theirs[whole.id]:
             return answer(True, "source digest unchanged", 0)
         position = look.entry.position
-        if look.how != "sync" and isinstance(position, Whole) and position.digest == ours[whole.id]:
+        if look.how in ("merge", "append") and isinstance(position, Whole) and position.digest == ours[whole.id]:
             return answer(True, "source digest unchanged", 0)
         return answer(False, "source and target differ")
 
@@ -115,8 +118,8 @@ def stage(
     with look_at(spec, reader, target) as look:
         if look.relation is not None:
             _check_target(look)
-        if (number := look.left_out()) and spec.cursor is not None:
-            ctx.report.note(told(number, spec.cursor))
+        if (number := look.left_out()) and spec.tracked is not None:
+            ctx.report.note(told(number, spec.tracked))
         request = StageRequest(
             asset=spec.asset,
             load=ctx.load,
@@ -157,34 +160,41 @@ def _check_target(look: Look) -> None:
         if look.entry is None and not look.spec.replace:
             with translated(label, f"look into {look.there.ref}", connection=connection):
                 refuse_first_contact(connection, look.there, label)
-        check_key(connection, look.target_source, look.key)
+        if look.how == "truncate":
+            refuse_referred(connection, look.there, label)
+        else:
+            check_key(connection, look.target_source, look.key)
 
 
 def _fill(look: Look, opened: PostgresStage, request: StageRequest, ctx: Context) -> Staged | None:
-    if look.how == "create":
-        return _first(look, opened, ctx)
+    if look.how in ("create", "truncate"):
+        return _all(look, opened, ctx)
     if look.since is not None:
         return _since_position(look, opened, ctx)
     return _differing(look, opened, request, ctx)
 
 
-def _first(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
-    """Copy everything into the new table."""
+def _all(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
+    """Copy everything."""
     segments = opened.plan
     if segments is None:
         segments = _parts(look)
         opened.planned(segments)
-    relay = Relay(look.reader, look.snap, look.source, look.key, opened, ctx, look.spec.workers, new=True)
+    relay = Relay(
+        look.reader, look.snap, look.source, look.key, opened, ctx, look.spec.workers, new=look.how == "create"
+    )
     expected = relay.run(alone(segments))
     whole = Digest.sum(expected.values(), look.schema.shape)
     _check_count(look, whole.rows)
-    return opened.close(look.position(whole), expected)
+    return opened.close(look.position(whole), expected, **({} if look.how == "create" else _detail(look)))
 
 
 def _parts(look: Look) -> list[Segment]:
     source, rows = look.source, look.spec.segment_rows
     if source.paged and source.relation is not None:
         return page_segments(source.relation, rows)
+    if not look.key:
+        return [Segment.whole()]
     parts = key_segments(look.snap.connection, source, source.pick(look.key), rows)
     # Buckets would read a view or a query once for each of them.
     return parts if parts[0].how == "range" else [Segment.whole()]
@@ -295,9 +305,14 @@ def dry_run(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> C
     with look_at(spec, reader, target) as look:
         look.left_out()
         if look.relation is None:
-            found = look.snap.connection.execute(look.source.select([sql.SQL("pg_catalog.count(*)")])).fetchone()
-            return Counts(inserted=found[0] if found else 0)
+            return Counts(inserted=_count(look.snap.connection, look.source))
         with target.connect("dry run") as there:
+            if look.how == "truncate":
+                counts = Counts(_count(look.snap.connection, look.source), 0, _count(there, look.target_source))
+                if not spec.allow_deletes:
+                    lost = counts.deleted - counts.inserted
+                    refuse_deletes(spec.asset.layer, spec.asset.name, lost, counts.deleted, spec.max_delete)
+                return counts
             if look.since is not None:
                 return _compare(look, there)
             segments = _fine(look)
@@ -312,6 +327,11 @@ def dry_run(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> C
                 before = sum(digest.rows for digest in theirs.values())
                 refuse_deletes(spec.asset.layer, spec.asset.name, total.deleted, before, spec.max_delete)
             return total
+
+
+def _count(connection: Connection, source: Source) -> int:
+    found = connection.execute(source.select([sql.SQL("pg_catalog.count(*)")])).fetchone()
+    return int(found[0]) if found else 0
 
 
 def _compare(look: Look, there: Connection, part: Part | None = None) -> Counts:

@@ -1,0 +1,329 @@
+"""What a publish does to an existing table, in its one transaction: changes applied from the stage, and proven.
+
+Rows are deleted, updated and inserted under SHARE ROW EXCLUSIVE: readers are never blocked, and views, grants, foreign
+keys and triggers stay. Never TRUNCATE: readers would wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from millrace.core.digest import Digest
+from millrace.core.names import TableRef, fingerprint
+from millrace.core.segment import Segment
+from millrace.core.staged import Counts, LedgerEntry, Level, Staged
+from millrace.errors import ContractBroken, GuardRefused, ProofFailed
+from millrace.postgres.catalog import PgColumn, Relation, describe
+from millrace.postgres.digest import digest_of, digest_query, shape
+from millrace.postgres.ledger import Ledger
+from millrace.postgres.parts import any_of
+from millrace.postgres.session import Connection
+from millrace.postgres.stage import set_sequence, staged_relation
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What applying one stage came to."""
+
+    counts: Counts
+    level: Level
+    digest: Digest | None
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A target table and the stage of its changes, both locked and described."""
+
+    connection: Connection
+    staged: Staged
+    relation: Relation
+    stage: sql.Identifier
+    columns: tuple[PgColumn, ...]
+    """What is digested: the target's columns in the stage's order."""
+    key: tuple[PgColumn, ...]
+    label: str
+
+    @property
+    def same_key(self) -> sql.Composable:
+        """The join of target row `t` and stage row `s`."""
+        return sql.SQL(" and ").join(sql.SQL("s.{0} = t.{0}").format(column.identifier) for column in self.key)
+
+    @property
+    def writable(self) -> tuple[PgColumn, ...]:
+        """The columns that are written: the target computes generated ones itself."""
+        return tuple(column for column in self.columns if not column.generated)
+
+    def run(self, text: sql.Composed) -> int:
+        """Run a statement; return how many rows it touched."""
+        return self.connection.execute(text).rowcount
+
+    def number(self, text: sql.Composed) -> int:
+        """Return the number that a query gives."""
+        row = self.connection.execute(text).fetchone()
+        return int(row[0]) if row else 0
+
+    def digest(self, where: sql.Composable | None = None) -> Digest:
+        """Digest the target's rows."""
+        query = digest_query(sql.SQL("{} as t").format(self.relation.identifier), self.columns, where)
+        return digest_of(self.connection.execute(query).fetchone() or (0, 0), shape(self.columns))
+
+    def stage_digest(self) -> Digest:
+        """Digest the stage's rows."""
+        query = digest_query(self.stage, self.columns)
+        return digest_of(self.connection.execute(query).fetchone() or (0, 0), shape(self.columns))
+
+    def lacks(self) -> sql.Composable:
+        """The predicate of target rows whose key the stage does not hold."""
+        return sql.SQL("not exists (select from {} s where {})").format(self.stage, self.same_key)
+
+    @property
+    def differs(self) -> sql.Composable:
+        """The condition that target row `t` and stage row `s` of one key differ in any byte."""
+        left, right = (
+            sql.SQL(", ").join(sql.SQL("{}.{}").format(sql.SQL(side), column.identifier) for column in self.writable)
+            for side in ("t", "s")
+        )
+        return sql.SQL("{} and pg_catalog.record_image_ne(row({}), row({}))").format(self.same_key, left, right)
+
+    def upsert(self) -> tuple[int, int]:
+        """Make the target hold the stage's rows; return how many were (updated, inserted).
+
+        Rows that exchange values of another unique column cannot be updated one after the other: they are deleted
+        and inserted. The same goes for identity columns that may not be updated.
+        """
+        updated = self._update()
+        if updated is None:
+            updated = self.run(
+                sql.SQL("delete from {} as t using {} s where {}").format(
+                    self.relation.identifier, self.stage, self.differs
+                )
+            )
+            return updated, self.insert() - updated
+        return updated, self.insert()
+
+    def _update(self) -> int | None:
+        """Update rows that differ in any byte; None when they cannot be updated."""
+        keys = {column.name for column in self.key}
+        rest = [column for column in self.writable if column.name not in keys]
+        if not rest:
+            return 0
+        if any(column.identity == "a" for column in rest):
+            return None
+        assign = sql.SQL(", ").join(sql.SQL("{0} = s.{0}").format(column.identifier) for column in rest)
+        statement = sql.SQL("update {} as t set {} from {} s where {}").format(
+            self.relation.identifier, assign, self.stage, self.differs
+        )
+        if not any(index.unique and set(index.columns) != keys for index in self.relation.indexes):
+            return self.run(statement)
+        try:
+            with self.connection.transaction():
+                return self.run(statement)
+        except psycopg.errors.UniqueViolation:
+            return None
+
+    def insert(self) -> int:
+        """Add the rows whose key the target does not hold, and set its own sequences past them."""
+        return self.load(
+            sql.SQL(" where not exists (select from {} t where {})").format(self.relation.identifier, self.same_key)
+        )
+
+    def load(self, where: sql.Composable | None = None) -> int:
+        """Add the stage's rows `s`, and set the target's own sequences past them."""
+        names = sql.SQL(", ").join(column.identifier for column in self.writable)
+        values = sql.SQL(", ").join(sql.SQL("s.{}").format(column.identifier) for column in self.writable)
+        count = self.run(
+            sql.SQL("insert into {} ({}) overriding system value select {} from {} s{}").format(
+                self.relation.identifier, names, values, self.stage, where or sql.SQL("")
+            )
+        )
+        for column in self.relation.columns:
+            if count and (column.identity or (column.default or "").startswith("nextval(")):
+                set_sequence(self.connection, self.relation.identifier, column.name)
+        return count
+
+    def prove(self, found: Digest, wanted: Digest, what: str) -> None:
+        """Refuse a result that is not what was meant."""
+        if found != wanted:
+            raise ProofFailed(
+                f"{self.staged.asset} was not published: {what} of {self.label} would not equal the source",
+                where=str(self.staged.asset),
+                detail=[f"rows {found.rows:,}, expected {wanted.rows:,}; sums {found.total} and {wanted.total}"],
+                hint="someone changed the table since it was compared, or one of its triggers changes rows; run again",
+            )
+
+
+def open_table(connection: Connection, ledger: Ledger, staged: Staged, found: LedgerEntry | None) -> Table:
+    """Lock a target table and describe it with its stage.
+
+    Raises:
+        ContractBroken: it was altered meanwhile.
+        GuardRefused: it has rows of somebody else's.
+        SeqMoved: somebody else has taken the stage.
+    """
+    ref = TableRef(staged.asset.layer, staged.asset.name)
+    name = sql.Identifier(staged.asset.layer, staged.asset.name)
+    connection.execute(sql.SQL("lock table {} in share row exclusive mode").format(name))
+    relation = describe(connection, ref, label=ledger.label)
+    stage = staged_relation(connection, ledger, staged)
+    if fits_of(relation, staged.schema.names) != staged.detail["fits"]:
+        raise ContractBroken(
+            f"{ref} in {ledger.label} was altered while its changes were staged",
+            where=f"{ref} in {ledger.label}",
+            hint="nothing was changed; run again",
+        )
+    if found is None and not staged.detail.get("replace"):
+        refuse_first_contact(connection, relation, ledger.label)
+    columns = relation.pick(staged.schema.names)
+    key = relation.pick(staged.schema.key)
+    return Table(connection, staged, relation, stage.identifier, columns, key, f"{ref} in {ledger.label}")
+
+
+def fits_of(relation: Relation, names: Sequence[str]) -> str:
+    """Return what must not change between staging and publishing: the table itself and the columns that are written."""
+    columns = [f"{c.name}\x1e{c.type}\x1e{c.generated}\x1e{c.not_null}" for c in relation.columns if c.name in names]
+    return fingerprint(str(relation.oid), *columns)
+
+
+def refuse_first_contact(connection: Connection, relation: Relation, label: str) -> None:
+    """Refuse a table with rows that Millrace never wrote.
+
+    Raises:
+        GuardRefused: naming --replace.
+    """
+    row = connection.execute(sql.SQL("select 1 from {} limit 1").format(relation.identifier)).fetchone()
+    if row is not None:
+        raise GuardRefused(
+            f"{relation.ref} in {label} has rows that Millrace did not write",
+            where=f"{relation.ref} in {label}",
+            hint="allow it to be made equal to the source with --replace; --dry-run shows what would change",
+        )
+
+
+def _segments(table: Table) -> sql.Composable | None:
+    """Return the predicate of the staged segments over the target's rows; None when they are everything."""
+    return any_of([Segment.from_json(segment) for segment in table.staged.detail["segments"]], table.key)
+
+
+def sync(table: Table) -> Applied:
+    """Make the differing segments equal, deletes included, and prove the whole table."""
+    where = _segments(table)
+    lacking = table.lacks() if where is None else sql.SQL("{} and {}").format(where, table.lacks())
+    source = sql.SQL("{} as t").format(table.relation.identifier)
+    deletes = table.number(sql.SQL("select pg_catalog.count(*) from {} where {}").format(source, lacking))
+    if deletes:
+        _guard_deletes(table, deletes)
+        deleted = table.run(sql.SQL("delete from {} where {}").format(source, lacking))
+        if deleted != deletes:
+            raise _kept(table, deletes, deleted)
+    updated, inserted = table.upsert()
+    found = table.digest()
+    table.prove(found, Digest.from_json(table.staged.detail["whole"]), "all rows")
+    return Applied(Counts(inserted, updated, deletes), "table", found, found.rows)
+
+
+def _kept(table: Table, wanted: int, deleted: int) -> ProofFailed:
+    return ProofFailed(
+        f"{table.staged.asset} was not published: {wanted:,} rows were to be deleted from {table.label}, "
+        f"but {deleted:,} were",
+        where=str(table.staged.asset),
+        hint="a trigger or rule of the table keeps rows",
+    )
+
+
+def _guard_deletes(table: Table, deletes: int) -> None:
+    limit: Any = table.staged.detail.get("max_delete")
+    if limit is None:
+        return
+    total = table.number(sql.SQL("select pg_catalog.count(*) from {}").format(table.relation.identifier))
+    refuse_deletes(table.staged.asset.layer, table.staged.asset.name, deletes, total, float(limit))
+
+
+def refuse_deletes(schema: str, name: str, deletes: int, total: int, limit: float) -> None:
+    """Refuse to delete more than a share of a table's rows.
+
+    Raises:
+        GuardRefused: naming --allow-deletes.
+    """
+    if total and deletes > limit * total:
+        raise GuardRefused(
+            f"{TableRef(schema, name)} would lose {deletes:,} of {total:,} rows, more than max_delete ({limit:.0%})",
+            where=str(TableRef(schema, name)),
+            hint="if that is meant, allow it with --allow-deletes; the last good version stays",
+        )
+
+
+def merge(table: Table) -> Applied:
+    """Upsert the changes and prove the merged keys."""
+    wanted = table.stage_digest()
+    updated, inserted = table.upsert()
+    keys = sql.SQL("exists (select from {} s where {})").format(table.stage, table.same_key)
+    found = table.digest(keys)
+    table.prove(found, wanted, "the merged rows")
+    return Applied(Counts(inserted, updated), "applied", found, -1)
+
+
+def append(table: Table) -> Applied:
+    """Add the rows whose key is new, and prove those."""
+    table.run(
+        sql.SQL("delete from {} as s where exists (select from {} t where {})").format(
+            table.stage, table.relation.identifier, table.same_key
+        )
+    )
+    wanted = table.stage_digest()
+    inserted = table.insert()
+    keys = sql.SQL("exists (select from {} s where {})").format(table.stage, table.same_key)
+    found = table.digest(keys)
+    table.prove(found, wanted, "the added rows")
+    return Applied(Counts(inserted), "applied", found, -1)
+
+
+def truncate(table: Table) -> Applied:
+    """Delete all rows, load all of the stage's, and prove the whole table."""
+    refuse_referred(table.connection, table.relation, table.label)
+    before = table.number(sql.SQL("select pg_catalog.count(*) from {}").format(table.relation.identifier))
+    _guard_lost(table, before)
+    table.connection.execute("set constraints all deferred")  # of tables that refer to it; checked at the commit
+    deleted = table.run(sql.SQL("delete from {}").format(table.relation.identifier))
+    if deleted != before:
+        raise _kept(table, before, deleted)
+    inserted = table.load()
+    found = table.digest()
+    table.prove(found, Digest.sum(table.staged.expected.values(), table.staged.schema.shape), "all rows")
+    return Applied(Counts(inserted, 0, deleted), "table", found, found.rows)
+
+
+def _guard_lost(table: Table, before: int) -> None:
+    limit: Any = table.staged.detail.get("max_delete")
+    if limit is not None:
+        refuse_deletes(
+            table.staged.asset.layer, table.staged.asset.name, before - table.staged.rows, before, float(limit)
+        )
+
+
+_REFERRING = """
+select c.conrelid::pg_catalog.regclass::text from pg_catalog.pg_constraint c
+where c.confrelid = %s and c.contype = 'f' and c.conrelid <> c.confrelid
+    and not (c.confdeltype = 'a' and c.condeferrable) order by 1 limit 1
+"""
+
+
+def refuse_referred(connection: Connection, relation: Relation, label: str) -> None:
+    """Refuse to delete all rows of a table that others refer to, unless their foreign keys wait for the commit.
+
+    Raises:
+        GuardRefused: the rows could not be deleted, or rows of the other table would go or lose their reference.
+    """
+    found = connection.execute(_REFERRING, (relation.oid,)).fetchone()
+    if found is not None:
+        raise GuardRefused(
+            f"the rows of {relation.ref} in {label} cannot all be deleted: {found[0]} refers to them",
+            where=f"{relation.ref} in {label}",
+            hint="use mode full, which deletes only rows that are gone; "
+            "or alter the foreign key: ON DELETE NO ACTION DEFERRABLE",
+        )
