@@ -107,7 +107,7 @@ def test_several_tables_and_one_that_fails(db15: str, db18: str) -> None:
     again = api.parallel_data_processing([configs[0], configs[2]], 1, source=db15, target=db18)
     assert [one.result and one.result.exported_rows for one in again] == [0, 0]
     assert api.copy_table_data(configs[2], source=db15, target=db18, ds="2026-01-01") == (
-        "other: source digest unchanged, 0 rows moved"
+        "other: source untouched, 0 rows moved"
     )
 
 

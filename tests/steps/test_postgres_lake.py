@@ -21,6 +21,7 @@ from millrace.core.position import Cursor, Whole
 from millrace.core.staged import LedgerEntry, Staged
 from millrace.errors import ContractBroken, GuardRefused, Interrupted, KeyInvalid, NotFound, ProofFailed
 from millrace.lake.target import LakeTarget
+from millrace.postgres.heap import UNTOUCHED
 from millrace.postgres.reader import PostgresReader
 from millrace.postgres.session import database_from_url
 from millrace.steps.routes import postgres_lake
@@ -149,7 +150,7 @@ def test_an_unchanged_source_is_fresh_and_a_changed_one_replaces(bench15: Bench)
     assert bench15.fresh().reason == "never published"
     bench15.run()
     assert bench15.fresh().fresh
-    assert bench15.fresh().reason == "source digest unchanged"
+    assert bench15.fresh().reason == UNTOUCHED
     assert not bench15.fresh(full_refresh=True).fresh
     bench15.execute("update events set amount = -amount where id = 7; delete from events where id = 8")
     assert not bench15.fresh().fresh

@@ -26,6 +26,7 @@ from millrace.errors import (
     TargetBusy,
     UsageError,
 )
+from millrace.postgres.heap import UNTOUCHED
 
 CREATE = """create table t (id bigint primary key, name text not null, amount numeric(12,2), at timestamptz,
     tags text[], data jsonb, f float8)"""
@@ -79,7 +80,7 @@ def test_first_load(copy: Copy) -> None:
     assert copy.target.ledger(copy.spec.asset) == entry
     assert staged_rows(copy) >= 3000
     assert clean(copy)
-    assert copy.fresh().reason == "source digest unchanged"
+    assert copy.fresh().reason == UNTOUCHED
     columns = """select attname, format_type(atttypid, atttypmod), attnotnull from pg_attribute
         where attrelid = 't'::regclass and attnum > 0 order by attnum"""
     assert rows(copy.urls[0], columns) == rows(copy.urls[1], columns)

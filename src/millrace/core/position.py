@@ -43,10 +43,17 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """The whole source at one snapshot; its digest tells whether it is still the same."""
+    """The whole source at one snapshot; its digest tells whether it is still the same.
+
+    Attributes:
+        snapshot: the server's `pg_current_snapshot()` text.
+        heap: fingerprint of where and while the snapshot's transaction ids mean something, so that row versions alone
+            can tell that nothing changed; None where they cannot.
+    """
 
     digest: Digest | None = None
     snapshot: str | None = None
+    heap: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the position as JSON types."""
@@ -54,6 +61,7 @@ class Whole:
             "kind": "whole",
             "digest": None if self.digest is None else self.digest.to_json(),
             "snapshot": self.snapshot,
+            "heap": self.heap,
         }
 
 
@@ -136,7 +144,8 @@ def position_from_json(data: Mapping[str, Any]) -> Position:
             )
         case "whole":
             digest = data.get("digest")
-            return Whole(None if digest is None else Digest.from_json(digest), data.get("snapshot"))
+            known = None if digest is None else Digest.from_json(digest)
+            return Whole(known, data.get("snapshot"), data.get("heap"))
         case "files":
             return Files({name: Taken.from_json(taken) for name, taken in data["seen"].items()})
         case "versions":

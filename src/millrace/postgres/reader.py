@@ -103,12 +103,15 @@ def change_predicate(
         oldest = int(cursor.snapshot.split(":")[0])
         if now is not None and int(now.split(":")[1]) - oldest >= HALF_OF_XIDS:
             return sql.SQL("true")
-        parts.append(
-            sql.SQL("((xmin::pg_catalog.text::pg_catalog.int8 - {}) & 4294967295) < 2147483648").format(
-                sql.Literal(oldest % (1 << 32))
-            )
-        )
+        parts.append(written_since(oldest))
     return sql.SQL("({})").format(sql.SQL(" or ").join(parts))
+
+
+def written_since(oldest: int) -> sql.Composed:
+    """Return the predicate of rows whose transaction has this 64-bit id or a later one, up to 2³¹ after it."""
+    return sql.SQL("((xmin::pg_catalog.text::pg_catalog.int8 - {}) & 4294967295) < 2147483648").format(
+        sql.Literal(oldest % (1 << 32))
+    )
 
 
 def ordered(column: PgColumn) -> sql.Composable:

@@ -23,6 +23,7 @@ from millrace.core.schema import Schema
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import LedgerEntry, Staged
 from millrace.errors import ExtraMissing, GuardRefused, ProofFailed, UsageError
+from millrace.postgres.heap import UNTOUCHED, heap_of, touched
 from millrace.postgres.keys import check_key, key_columns, proven
 from millrace.postgres.newest import left_out, newest, told
 from millrace.postgres.reader import PostgresReader, PostgresSnapshot
@@ -157,9 +158,12 @@ def fresh(
             and position.digest is not None
             and work.how in ("replace", "upsert")
             and work.reason not in ("full refresh", "the columns changed", "the cursor changed")
-            and _whole_digest(reader, work.source, snap) == position.digest
         ):
-            return Freshness(True, "source digest unchanged", 0)
+            written = touched(work.source, position, snap)
+            if written == "no":
+                return Freshness(True, UNTOUCHED, 0)
+            if written == "unknown" and _whole_digest(reader, work.source, snap) == position.digest:
+                return Freshness(True, "source digest unchanged", 0)
     return Freshness(False, work.reason, rows, PUBLISHES[work.how], PROVES[work.how])
 
 
@@ -220,7 +224,7 @@ def _engine(ctx: Context) -> contextlib.closing[duckdb.DuckDBPyConnection]:
 def _position(spec: CopySpec, reader: PostgresReader, work: Work, snap: PostgresSnapshot) -> Position:
     """Return the position after this load; the digest of a whole load is filled in when it is known."""
     if spec.tracked is None:
-        return Whole(None, snap.state)
+        return Whole(None, snap.state, heap_of(work.source, snap))
     found = reader.cursor(work.base, spec.tracked, snap)
     if found.value is None and work.since is not None:  # the source was emptied
         found = replace(found, value=work.since.value)

@@ -21,6 +21,7 @@ from millrace.errors import MillraceError, UsageError
 from millrace.postgres.apply import fits_of
 from millrace.postgres.catalog import Relation
 from millrace.postgres.ddl import check_fit
+from millrace.postgres.heap import heap_of
 from millrace.postgres.keys import key_columns, proven
 from millrace.postgres.names import sql_name
 from millrace.postgres.newest import left_out, newest
@@ -130,7 +131,7 @@ class Look:
             whole: digest of the whole source, where everything was read.
         """
         if self.spec.tracked is None:
-            return Whole(whole, self.snap.state)
+            return Whole(whole, self.snap.state, heap_of(self.source, self.snap))
         found = self.reader.cursor(self.base, self.spec.tracked, self.snap)
         tail = whole_digest(self.snap.connection, self.reader.changes(self.base, found, self.snap))
         return Cursor(found.column, found.value, found.snapshot, found.server, tail)
@@ -209,6 +210,12 @@ def whole_digest(connection: Connection, source: Source) -> Digest:
     """Digest all rows of a source in the connection's transaction."""
     whole = Segment.whole()
     return dict(digest_segments(connection, source, [whole]))[whole.id]
+
+
+def whole_digest_there(look: Look) -> Digest:
+    """Digest all rows of the target."""
+    with look.target.connect("digest") as there:
+        return whole_digest(there, look.target_source)
 
 
 def both_digests(

@@ -26,6 +26,7 @@ from millrace.core.staged import Counts, Staged
 from millrace.errors import Handling, Interrupted, MillraceError, ProofFailed
 from millrace.postgres.apply import fits_of, refuse_deletes, refuse_first_contact, refuse_referred
 from millrace.postgres.digest import row_hash
+from millrace.postgres.heap import UNTOUCHED, touched
 from millrace.postgres.keys import check_key
 from millrace.postgres.newest import told
 from millrace.postgres.parts import Part, alone, gathered, joined
@@ -35,7 +36,7 @@ from millrace.postgres.session import Connection, translated
 from millrace.postgres.source import Source, author_select
 from millrace.postgres.stage import PostgresStage
 from millrace.postgres.target import PostgresTarget
-from millrace.steps.routes.postgres_look import Look, both_digests, look_at
+from millrace.steps.routes.postgres_look import Look, both_digests, look_at, whole_digest_there
 from millrace.steps.routes.relay import Relay
 from millrace.steps.spec import CopySpec
 
@@ -89,10 +90,16 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Fre
         if not isinstance(look.entry.position, wanted):
             return answer(False, "the mode changed")
         whole = Segment.whole()
+        position = look.entry.position
+        written = touched(look.source, position, look.snap) if isinstance(position, Whole) else "unknown"
+        if written == "yes":
+            return answer(False, "rows were written at the source")
+        if written == "no" and isinstance(position, Whole):
+            same = look.how in ("merge", "append") or whole_digest_there(look) == position.digest
+            return answer(True, UNTOUCHED, 0) if same else answer(False, "source and target differ")
         ours, theirs = both_digests(look, [whole])
         if ours[whole.id] == theirs[whole.id]:
             return answer(True, "source digest unchanged", 0)
-        position = look.entry.position
         if look.how in ("merge", "append") and isinstance(position, Whole) and position.digest == ours[whole.id]:
             return answer(True, "source digest unchanged", 0)
         return answer(False, "source and target differ")
