@@ -67,19 +67,29 @@ key "orders" stands twice
         COPIES,
         ("mode: full", "mode: fulll"),
         """\
-"mode" in table products must be full, incremental, append or truncate, not the text "fulll"
+"mode" in table products must be full, incremental, append, truncate or snapshot, not the text "fulll"
   copies/shop_db.yaml:7:38
   7 |   products:  {key: product_id, mode: fulll}
     |                                      ^^^^^ did you mean "full"?""",
     ),
     "a mode that comes later": (
         COPIES,
+        ("mode: full", "mode: backfill"),
+        """\
+"mode" backfill is not built yet: use full, incremental, append, truncate or snapshot
+  copies/shop_db.yaml:7:38
+  7 |   products:  {key: product_id, mode: backfill}
+    |                                      ^^^^^^^^""",
+    ),
+    "versions in the lake": (
+        COPIES,
         ("mode: full", "mode: snapshot"),
         """\
-"mode" snapshot is not built yet: use full, incremental, append or truncate
+table products: mode snapshot into the lake is not built yet
   copies/shop_db.yaml:7:38
   7 |   products:  {key: product_id, mode: snapshot}
-    |                                      ^^^^^^^^""",
+    |                                      ^^^^^^^^
+  copy into a schema of a connection, or let dbt keep snapshots in the warehouse""",
     ),
     "a number for a name": (
         COPIES,
@@ -464,7 +474,7 @@ def test_all_errors_at_once_and_no_more_than_ten(write):
     )
     text = str(error)
     assert [line for line in ["", *text.splitlines()] if line.startswith("error:")] == [
-        'error: "mode" in table customers must be full, incremental, append or truncate, not the text "fast"',
+        'error: "mode" in table customers must be full, incremental, append, truncate or snapshot, not the text "fast"',
         'error: "kind" in models/silver/orders.yaml must be full or upsert, not the text "upsrt"',
         'error: unknown key "rows" in marts.agg_daily_sales',
     ]

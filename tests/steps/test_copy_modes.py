@@ -7,7 +7,7 @@ import pytest
 from doors import Copy, execute, leftovers, rows, table
 
 from millrace.core.staged import Counts
-from millrace.errors import GuardRefused
+from millrace.errors import ContractBroken, GuardRefused, UsageError
 
 
 @pytest.fixture
@@ -87,4 +87,97 @@ def test_truncate_leaves_rows_of_others_alone(pair: Copy) -> None:
     with pytest.raises(Exception, match="still referenced from table") as gone:
         copy.run()
     assert rows(target, "select count(*) from t") == [(100,)], gone
+    assert clean(pair)
+
+
+# snapshot
+
+
+def versions(copy: Copy, where: str = "true") -> list[tuple[object, ...]]:
+    query = f"select id, v, valid_to is null, valid_from < coalesce(valid_to, 'infinity') from t where {where} order by id, valid_from"
+    return rows(copy.urls[1], query)
+
+
+def test_snapshot(pair: Copy) -> None:
+    source, target = pair.urls
+    execute(source, "alter table t add twice int generated always as (id * 2) stored")
+    copy = pair.with_(mode="snapshot", segment_rows=500)
+    assert copy.dry_run() == Counts(100)
+    first = copy.run()
+    assert first is not None
+    assert (first.level, first.rows, first.counts) == ("table", 100, Counts(100))
+    assert copy.fresh().fresh
+    assert copy.run() is None
+    began = rows(target, "select distinct valid_from, valid_to from t")
+    assert len(began) == 1
+    execute(
+        source, "update t set v = 'new' where id = 1", "delete from t where id = 2", "insert into t values (101, 'a')"
+    )
+    found = copy.fresh()
+    assert (found.fresh, found.publishes, found.proves) == (False, "new versions of changed rows", "transfer, table")
+    assert copy.dry_run() == Counts(1, 1, 1)
+    entry = copy.run()
+    assert entry is not None
+    assert (entry.level, entry.rows, entry.counts) == ("table", 100, Counts(1, 1, 1))
+    assert versions(copy, "id in (1, 2, 101)") == [
+        (1, "v1", False, True),
+        (1, "new", True, True),
+        (2, "v2", False, True),
+        (101, "a", True, True),
+    ]
+    opened = "select valid_from from t where id = 1 and valid_to is null"
+    assert (
+        rows(target, "select valid_to from t where id in (1, 2) and valid_to is not null") == rows(target, opened) * 2
+    )
+    assert rows(target, "select count(*) from t where valid_from = (select min(valid_from) from t)") == [(100,)]
+    execute(
+        source, "insert into t values (2, 'v2', timestamp '2026-01-01 02:00')", "update t set v = 'v1' where id = 1"
+    )
+    entry = copy.run()
+    assert entry is not None
+    assert entry.counts == Counts(1, 1, 0)
+    assert [row[1:3] for row in versions(copy, "id in (1, 2)")] == [
+        ("v1", False), ("new", False), ("v1", True), ("v2", False), ("v2", True)
+    ]  # fmt: skip
+    query = "select id, v, at, twice from t {} order by id"
+    assert rows(source, query.format("")) == rows(target, query.format("where valid_to is null"))
+    assert copy.fresh().fresh
+    assert copy.run() is None
+    execute(source, "delete from t where id > 20")
+    for refused in (copy.run, copy.dry_run):
+        with pytest.raises(GuardRefused, match=r"would lose 81 of 101 rows"):
+            refused()
+    assert clean(pair)
+
+
+def test_snapshot_is_not_led_astray(pair: Copy) -> None:
+    source, target = pair.urls
+    copy = pair.with_(mode="snapshot")
+    copy.run()
+    execute(
+        target,
+        "update t set v = 'by hand' where id = 3",
+        "update t set valid_from = now() + interval '1 day' where id = 4",
+    )
+    execute(source, "update t set v = 'x' where id in (4, 5)")
+    entry = copy.run()  # the clock went back: versions still follow one another
+    assert entry is not None
+    assert entry.counts == Counts(0, 3, 0)
+    assert [row[1:] for row in versions(copy, "id in (3, 4)")] == [
+        ("by hand", False, True), ("v3", True, True), ("v4", False, True), ("x", True, True)
+    ]  # fmt: skip
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        execute(target, "insert into t (id, valid_from) values (3, '2001-01-01')")
+    full = pair.with_(mode="full", key=())
+    with pytest.raises(ContractBroken, match="valid_from"):
+        full.run()
+    plain = Copy(source, target, into="public.p")
+    plain.run()
+    with pytest.raises(ContractBroken, match=r"public\.p in DST is no table of versions"):
+        plain.with_(mode="snapshot").run()
+    execute(source, "alter table t rename at to valid_to")
+    with pytest.raises(UsageError, match="has a column valid_to, which mode snapshot adds itself"):
+        copy.run()
+    query = copy.with_(key=("id",), select="id, v, valid_to as at")
+    assert query.dry_run() == Counts()
     assert clean(pair)

@@ -16,6 +16,7 @@ MODES: Mapping[str, Mode] = {
     "incremental": "incremental",
     "append": "append",
     "truncate": "truncate",
+    "snapshot": "snapshot",
 }
 
 
@@ -82,7 +83,8 @@ class DataCopyEngine:
             source_table, target_table: SQL names, like `public.orders` or `"Odd"."name"`.
             primary_keys: key columns; empty: the source's primary key.
             sync_mode: `full_sync` (deletes included) or `incremental_sync` (by `cursor`; without one, rows that differ
-                are upserted and nothing is deleted), `append`, or `truncate` (all rows deleted and loaded).
+                are upserted and nothing is deleted), `append`, `truncate` (all rows
+                deleted and loaded) or `snapshot` (a version of each row for each change).
             custom_where: one SQL condition on the source's rows.
             custom_select: one SELECT that replaces the source table.
             custom_count: one SELECT of a number, evaluated in the copy's snapshot: it must equal the rows read.

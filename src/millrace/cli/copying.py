@@ -38,7 +38,7 @@ def copy(
         str,
         typer.Option(
             help="full: make the target equal, deletes included; incremental: bring changes; append: only add;"
-            " truncate: delete and load all rows in one transaction."
+            " truncate: delete and load all rows at once; snapshot: keep versions, with valid_from and valid_to."
         ),
     ] = "full",
     key: Annotated[

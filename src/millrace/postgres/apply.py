@@ -25,6 +25,8 @@ from millrace.postgres.parts import any_of
 from millrace.postgres.session import Connection
 from millrace.postgres.stage import set_sequence, staged_relation
 
+ALL = sql.SQL("true")
+
 
 @dataclass(frozen=True, slots=True)
 class Applied:
@@ -171,7 +173,7 @@ def open_table(connection: Connection, ledger: Ledger, staged: Staged, found: Le
     connection.execute(sql.SQL("lock table {} in share row exclusive mode").format(name))
     relation = describe(connection, ref, label=ledger.label)
     stage = staged_relation(connection, ledger, staged)
-    if fits_of(relation, staged.schema.names) != staged.detail["fits"]:
+    if staged.detail["fits"] not in (None, fits_of(relation, staged.schema.names)):
         raise ContractBroken(
             f"{ref} in {ledger.label} was altered while its changes were staged",
             where=f"{ref} in {ledger.label}",
@@ -190,6 +192,15 @@ def fits_of(relation: Relation, names: Sequence[str]) -> str:
     return fingerprint(str(relation.oid), *columns)
 
 
+def appeared(ref: TableRef, label: str) -> GuardRefused:
+    """Return the error for a table that somebody made while its first load was staged."""
+    return GuardRefused(
+        f"{ref} was made in {label} by someone else while it was being loaded",
+        where=f"{ref} in {label}",
+        hint="it was not touched; run again with --replace to make it equal to the source",
+    )
+
+
 def refuse_first_contact(connection: Connection, relation: Relation, label: str) -> None:
     """Refuse a table with rows that Millrace never wrote.
 
@@ -205,19 +216,19 @@ def refuse_first_contact(connection: Connection, relation: Relation, label: str)
         )
 
 
-def _segments(table: Table) -> sql.Composable | None:
+def segments_of(table: Table) -> sql.Composable | None:
     """Return the predicate of the staged segments over the target's rows; None when they are everything."""
     return any_of([Segment.from_json(segment) for segment in table.staged.detail["segments"]], table.key)
 
 
 def sync(table: Table) -> Applied:
     """Make the differing segments equal, deletes included, and prove the whole table."""
-    where = _segments(table)
+    where = segments_of(table)
     lacking = table.lacks() if where is None else sql.SQL("{} and {}").format(where, table.lacks())
     source = sql.SQL("{} as t").format(table.relation.identifier)
     deletes = table.number(sql.SQL("select pg_catalog.count(*) from {} where {}").format(source, lacking))
     if deletes:
-        _guard_deletes(table, deletes)
+        guard_deletes(table, deletes)
         deleted = table.run(sql.SQL("delete from {} where {}").format(source, lacking))
         if deleted != deletes:
             raise _kept(table, deletes, deleted)
@@ -236,11 +247,13 @@ def _kept(table: Table, wanted: int, deleted: int) -> ProofFailed:
     )
 
 
-def _guard_deletes(table: Table, deletes: int) -> None:
+def guard_deletes(table: Table, deletes: int, where: sql.Composable = ALL) -> None:
+    """Refuse to delete more than the stage's `max_delete` of the target's rows. Raises GuardRefused."""
     limit: Any = table.staged.detail.get("max_delete")
     if limit is None:
         return
-    total = table.number(sql.SQL("select pg_catalog.count(*) from {}").format(table.relation.identifier))
+    query = sql.SQL("select pg_catalog.count(*) from {} where {}")
+    total = table.number(query.format(table.relation.identifier, where))
     refuse_deletes(table.staged.asset.layer, table.staged.asset.name, deletes, total, float(limit))
 
 

@@ -16,8 +16,9 @@ from millrace.core.digest import Digest
 from millrace.core.events import reach
 from millrace.core.names import TableRef
 from millrace.core.staged import Counts, LedgerEntry, Proof, Staged, entry_for
-from millrace.errors import GuardRefused, MillraceError, ProofFailed, SeqMoved
-from millrace.postgres.apply import Applied, Table, append, fits_of, merge, open_table, sync, truncate
+from millrace.errors import MillraceError, ProofFailed, SeqMoved
+from millrace.postgres import history
+from millrace.postgres.apply import Applied, Table, appeared, append, fits_of, merge, open_table, sync, truncate
 from millrace.postgres.catalog import Relation, describe, exists
 from millrace.postgres.ddl import cut, free_name
 from millrace.postgres.ledger import Ledger, moved
@@ -90,9 +91,12 @@ def _apply(connection: Connection, ledger: Ledger, staged: Staged, found: Ledger
         "merge": merge,
         "append": append,
         "truncate": truncate,
+        "snapshot": history.snapshot,
     }
     if staged.how not in apply:
         raise MillraceError(f"a PostgreSQL target cannot publish by {staged.how!r}", where=str(staged.asset))
+    if staged.how == "snapshot" and staged.detail["fits"] is None:
+        history.create(connection, ledger, staged)
     done = apply[staged.how](open_table(connection, ledger, staged, found))
     forget(connection, ledger, row)
     return done
@@ -118,15 +122,6 @@ def _create(connection: Connection, ledger: Ledger, staged: Staged) -> Applied:
     _rename_parts(connection, relation, ref)
     whole = Digest.sum(staged.expected.values(), staged.schema.shape)
     return Applied(Counts(inserted=whole.rows), "table", whole, whole.rows)
-
-
-def appeared(ref: TableRef, label: str) -> GuardRefused:
-    """Return the error for a table that somebody made while its first load was staged."""
-    return GuardRefused(
-        f"{ref} was made in {label} by someone else while it was being loaded",
-        where=f"{ref} in {label}",
-        hint="it was not touched; run again with --replace to make it equal to the source",
-    )
 
 
 def _rename_parts(connection: Connection, relation: Relation, ref: TableRef) -> None:

@@ -27,6 +27,7 @@ from millrace.postgres import ownership
 from millrace.postgres.catalog import PgColumn, Relation, describe, exists
 from millrace.postgres.ddl import bring_types, create_like, create_table
 from millrace.postgres.digest import digest_of, digest_query, shape
+from millrace.postgres.history import CURRENT
 from millrace.postgres.ledger import Ledger, moved
 from millrace.postgres.names import sql_name
 from millrace.postgres.ownership import Heart, owner
@@ -89,7 +90,7 @@ class PostgresTarget:
         """Make the asset's stage, or go on from what a dead attempt left.
 
         Args:
-            request: `how` is `create`, `sync`, `merge` or `append`.
+            request: `how` is one of create, sync, merge, append, truncate, snapshot.
             columns: the source's columns, in order; a new table gets their types.
             source: a connection to the source, to look up its types.
             origin: fingerprint of what is staged (source, condition, columns, position); a stage of another origin is
@@ -103,11 +104,12 @@ class PostgresTarget:
         label = self.database.label
         asset = request.asset
         with self.connect("stage") as connection:
-            self.check_rights(connection, asset, request.how)
+            new = request.how == "create" or self.relation(asset, connection) is None
+            self.check_rights(connection, asset, "create" if new else request.how)
             self.book.ensure(connection)
 
             def make(inside: Connection, place: sql.Identifier) -> None:
-                if request.how == "create":
+                if new:
                     create_table(inside, place, columns, bring_types(source, inside, columns, label=label))
                 else:
                     there = describe(inside, TableRef(asset.layer, asset.name), label=label)
@@ -181,7 +183,8 @@ class PostgresTarget:
                 if staged.how == "position" and staged.detail["level"] != "table":
                     return Proof(staged.asset, staged.load, staged.detail["level"], expected)
                 columns = relation.pick(staged.schema.names)
-                row = connection.execute(digest_query(relation.identifier, columns)).fetchone()
+                where = CURRENT if staged.detail.get("versions") else None
+                row = connection.execute(digest_query(relation.identifier, columns, where)).fetchone()
                 found = digest_of(row or (0, 0), shape(columns))
         except BaseException:
             self._let_go(staged)

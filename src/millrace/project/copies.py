@@ -10,20 +10,19 @@ from millrace.project.checks import CheckSet
 from millrace.project.fields import Part, Positive, RowContract, Share, Text, Texts, or_empty, unbuilt
 from millrace.project.landing import FileOptions
 
-_MODES = ("full", "incremental", "append", "truncate")
+_MODES = ("full", "incremental", "append", "truncate", "snapshot")
 _mode = unbuilt(
-    {
-        mode: f'"mode" {mode} is not built yet: use {", ".join(_MODES[:-1])} or {_MODES[-1]}'
-        for mode in ("snapshot", "backfill")
-    },
+    {mode: f'"mode" {mode} is not built yet: use {", ".join(_MODES[:-1])} or {_MODES[-1]}' for mode in ("backfill",)},
     {"full_sync": "full", "incremental_sync": "incremental"},
 )
 
 CopyMode = Annotated[
-    Literal["full", "incremental", "append", "truncate"],
+    Literal["full", "incremental", "append", "truncate", "snapshot"],
     BeforeValidator(
         _mode,
-        json_schema_input_type=Literal["full", "incremental", "append", "truncate", "full_sync", "incremental_sync"],
+        json_schema_input_type=Literal[
+            "full", "incremental", "append", "truncate", "snapshot", "full_sync", "incremental_sync"
+        ],
     ),
 ]
 

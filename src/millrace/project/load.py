@@ -427,6 +427,10 @@ def _table(
         raise document.problem(f"table {name} is incremental and names no cursor column", at, key=True, hint=hint)
     if options.mode not in ("incremental", "append") and options.cursor is not None:
         options = options.model_copy(update={"cursor": None})  # from the defaults; a full copy reads everything
+    if options.mode == "snapshot" and target == "lake":
+        at = (*path, "mode") if (*path, "mode") in document.values else ("defaults", "mode")
+        hint = "copy into a schema of a connection, or let dbt keep snapshots in the warehouse"
+        raise document.problem(f"table {name}: mode snapshot into the lake is not built yet", at, hint=hint)
     for word in ("where", "select", "count"):
         text = getattr(options, word)
         if text is not None:

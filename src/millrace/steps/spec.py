@@ -16,7 +16,7 @@ class CopyOptions:
     """How a table is copied.
 
     Attributes:
-        mode: `full`, `incremental`, `append` or `truncate`.
+        mode: `full`, `incremental`, `append`, `truncate` or `snapshot`.
         key: key columns; empty: the source's primary key.
         cursor: cursor column of `incremental`.
         where, select, count: the project author's SQL: a condition, a column list or one SELECT, and a count query

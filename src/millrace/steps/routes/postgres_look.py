@@ -22,6 +22,7 @@ from millrace.postgres.apply import fits_of
 from millrace.postgres.catalog import Relation
 from millrace.postgres.ddl import check_fit
 from millrace.postgres.heap import heap_of
+from millrace.postgres.history import CURRENT, plain, without
 from millrace.postgres.keys import key_columns, proven
 from millrace.postgres.names import sql_name
 from millrace.postgres.newest import left_out, newest
@@ -32,7 +33,7 @@ from millrace.postgres.stage import schema_of
 from millrace.postgres.target import PostgresTarget
 from millrace.steps.spec import CopySpec
 
-How = Literal["create", "sync", "merge", "append", "truncate"]
+How = Literal["create", "sync", "merge", "append", "truncate", "snapshot"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,15 @@ class Look:
 
     @property
     def target_source(self) -> Source:
-        """The target's rows, in the source's columns."""
+        """The target's rows (of versions the current ones), in the source's columns."""
         there = self.there
-        return Source(str(there.ref), there.pick(self.source.names), there, database=self.target.database.label)
+        return Source(
+            str(there.ref),
+            there.pick(self.source.names),
+            there,
+            where=CURRENT if self.how == "snapshot" else None,
+            database=self.target.database.label,
+        )
 
     @property
     def origin(self) -> str:
@@ -93,6 +100,12 @@ class Look:
             "" if self.since is None else json.dumps(self.since.to_json()),
             "" if self.relation is None else fits_of(self.relation, self.source.names),
         )
+
+    @property
+    def at(self) -> str:
+        """When the snapshot was taken, by the source's clock: ISO 8601."""
+        row = self.snap.connection.execute("select pg_catalog.now()::text").fetchone()
+        return str(row[0]) if row else ""
 
     @property
     def versions(self) -> bool:
@@ -152,7 +165,10 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
                 source = newest(base, key, spec.tracked)
         since = _since(spec, entry) if relation is not None and _filled(target, relation) else None
         how: How = "sync"
-        if relation is None:
+        if spec.mode == "snapshot":
+            how = "snapshot"
+            base = source = source.only(plain(source.columns, source.label))
+        elif relation is None:
             how = "create"
         elif spec.mode == "append" or spec.mode == "truncate":
             how = spec.mode
@@ -160,7 +176,8 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
             how = "merge"
         if relation is not None:
             _refuse_same(base, snap.connection, relation, target)
-            check_fit(source.columns, relation, label=target.database.label)
+            fitting = without(relation, target.database.label) if how == "snapshot" else relation
+            check_fit(source.columns, fitting, label=target.database.label)
         names = tuple(column.name for column in key)
         yield Look(spec, reader, target, snap, base, source, names, entry, relation, how, since)
 

@@ -1,10 +1,11 @@
 """The route from PostgreSQL to PostgreSQL: COPY bytes from server to server, every row proven by digests.
 
-Five situations, told apart by `postgres_look`:
+Six situations, told apart by `postgres_look`:
 
 - `create`: the target is missing. Heap-page ranges are copied at once from one snapshot into a hidden table.
 - `sync`: it exists. Both sides are digested by key segments, one scan each; only segments that differ are copied.
 - `merge`, `append`: there is a cursor's position. The rows since then are copied; `append` only adds.
+- `snapshot`: the target keeps versions; the current ones are compared like in `sync`, those that differ are closed.
 - `truncate`: all rows are copied, and take the place of all that are there in one transaction.
 
 What was staged by an attempt that died is kept where its digest still is the source's.
@@ -53,6 +54,7 @@ PUBLISHES = {
     "merge": "merge",
     "append": "insert",
     "truncate": "all rows deleted and loaded",
+    "snapshot": "new versions of changed rows",
 }
 PROVES = {
     "create": "transfer, table",
@@ -60,6 +62,7 @@ PROVES = {
     "merge": "transfer, applied",
     "append": "transfer, applied",
     "truncate": "transfer, table",
+    "snapshot": "transfer, table",
 }
 
 
@@ -169,12 +172,12 @@ def _check_target(look: Look) -> None:
                 refuse_first_contact(connection, look.there, label)
         if look.how == "truncate":
             refuse_referred(connection, look.there, label)
-        else:
+        elif look.how != "snapshot":  # whose index lets a row have one current version
             check_key(connection, look.target_source, look.key)
 
 
 def _fill(look: Look, opened: PostgresStage, request: StageRequest, ctx: Context) -> Staged | None:
-    if look.how in ("create", "truncate"):
+    if look.relation is None or look.how == "truncate":
         return _all(look, opened, ctx)
     if look.since is not None:
         return _since_position(look, opened, ctx)
@@ -193,7 +196,8 @@ def _all(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
     expected = relay.run(alone(segments))
     whole = Digest.sum(expected.values(), look.schema.shape)
     _check_count(look, whole.rows)
-    return opened.close(look.position(whole), expected, **({} if look.how == "create" else _detail(look)))
+    detail = {} if look.how == "create" else {"segments": [Segment.whole().to_json()], "whole": whole.to_json()}
+    return opened.close(look.position(whole), expected, **detail, **_detail(look))
 
 
 def _parts(look: Look) -> list[Segment]:
@@ -247,8 +251,10 @@ def _fine(look: Look) -> list[Segment]:
 
 def _detail(look: Look) -> dict[str, Any]:
     """Return what the publish has to know of guards and of the target as it was seen."""
+    at = {"at": look.at} if look.how == "snapshot" else {}
     return {
-        "fits": fits_of(look.there, look.source.names),
+        **at,
+        "fits": None if look.relation is None else fits_of(look.relation, look.source.names),
         "replace": look.spec.replace,
         "max_delete": None if look.spec.allow_deletes else look.spec.max_delete,
     }
@@ -275,7 +281,7 @@ def _position_only(look: Look, request: StageRequest, whole: Digest, ctx: Contex
         expected={"all": whole},
         code=request.code,
         date=request.date,
-        detail={"fits": fits_of(look.there, look.source.names), "level": "table"},
+        detail={"fits": fits_of(look.there, look.source.names), "level": "table", "versions": look.how == "snapshot"},
     )
 
 
@@ -358,7 +364,7 @@ def _compare(look: Look, there: Connection, part: Part | None = None) -> Counts:
                 updated += found != row
     if look.how == "append":
         updated = 0
-    return Counts(inserted, updated, deleted if look.how == "sync" else 0)
+    return Counts(inserted, updated, deleted if look.how in ("sync", "snapshot") else 0)
 
 
 def _hashes(
