@@ -78,14 +78,14 @@ def _in_project() -> bool:
 
 
 @contextlib.contextmanager
-def _runtime(source: str, target: str, *, trusted_urls: bool = False) -> Iterator[Runtime]:
+def _runtime(source: str, target: str, *, most: int, trusted_urls: bool = False) -> Iterator[Runtime]:
     databases = {
         SOURCE: lambda closing: database_of(source, "source", closing, trusted_urls=trusted_urls),
         TARGET: lambda closing: database_of(target, "target", closing, trusted_urls=trusted_urls),
     }
     # named, not made: nothing is left of a copy that is killed, unless a step really needs scratch
     work = Path(tempfile.gettempdir()) / f"millrace-{new_run_id()}"
-    with Runtime(Path.cwd(), work, databases, {}) as runtime:
+    with Runtime(Path.cwd(), work, databases, {}, most=dict.fromkeys(databases, most)) as runtime:
         runtime.closing.callback(shutil.rmtree, work, ignore_errors=True)
         yield runtime
 
@@ -135,7 +135,7 @@ def copy_table(
     from millrace.observe.progress import observer
 
     since = time.monotonic()
-    with _runtime(source, target, trusted_urls=trusted_urls) as runtime:
+    with _runtime(source, target, most=options.workers + 1, trusted_urls=trusted_urls) as runtime:
         spec = _spec(table, into, options, runtime)
         step = Step(
             key=f"copy:{spec.asset}",
@@ -185,7 +185,7 @@ def copy_dry_run(source: str, table: str, target: str, into: str, options: CopyO
     from millrace.postgres.target import PostgresTarget
     from millrace.steps.routes.postgres_postgres import dry_run
 
-    with _runtime(source, target) as runtime:
+    with _runtime(source, target, most=options.workers + 1) as runtime:
         place = runtime.target(f"{CONNECTION}{TARGET}")
         assert isinstance(place, PostgresTarget)  # noqa: S101 - made above
         spec = _spec(table, into, options, runtime)

@@ -104,6 +104,7 @@ class House:
             self._targets(),
             folders=self._folders(),
             ledger_schemas=schemas,
+            most={name: connection.max_connections for name, connection in project.settings.connections.items()},
         )
 
     def _folders(self) -> Mapping[str, Callable[[], Path]]:

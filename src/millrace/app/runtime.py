@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from millrace.connectors.folder import FileFolder
     from millrace.postgres.reader import PostgresReader
     from millrace.postgres.session import Database
+    from millrace.postgres.sessions import Sessions
     from millrace.steps.resources import Resources
 
 KIND_GROUP = "millrace.step_kinds"
 CONNECTION = "connection:"
+CONNECTIONS = 4  # to one database at once
 
 
 T = TypeVar("T")
@@ -54,6 +56,8 @@ class Runtime:
         targets: makes targets by name.
         folders: returns the folder of a connection to files by name.
         ledger_schemas: schema of Millrace's own tables in a connection's database, where it is not `_millrace`.
+        most: connections to a connection's database that are open at once, where it is not CONNECTIONS; of one that
+            is read and written, so many for each.
         memory_limit, threads: limits of the embedded engine.
     """
 
@@ -66,6 +70,7 @@ class Runtime:
         *,
         folders: Mapping[str, Callable[[], Path]] | None = None,
         ledger_schemas: Mapping[str, str] | None = None,
+        most: Mapping[str, int] | None = None,
         memory_limit: str = "1GB",
         threads: int = 2,
     ) -> None:
@@ -77,6 +82,8 @@ class Runtime:
         self._databases = databases
         self._folders = folders or {}
         self._ledger_schemas = ledger_schemas or {}
+        self._most = most or {}
+        self._sessions: list[Sessions] = []
         self._opened: dict[str, Database] = {}
         self._readers: dict[str, PostgresReader] = {}
         connections = {f"{CONNECTION}{name}": self._postgres_target(name) for name in databases}
@@ -105,8 +112,21 @@ class Runtime:
         from millrace.postgres.reader import PostgresReader
 
         if connection not in self._readers:
-            self._readers[connection] = PostgresReader(self.database(connection))
+            self._readers[connection] = PostgresReader(self.database(connection), self._kept(connection))
         return self._readers[connection]
+
+    def _kept(self, connection: str) -> Sessions:
+        from millrace.postgres.sessions import Sessions
+
+        kept = Sessions(self.database(connection), self._most.get(connection, CONNECTIONS), keep=True)
+        self.closing.callback(kept.close)
+        self._sessions.append(kept)
+        return kept
+
+    def rest(self) -> None:
+        """Close connections that nobody uses at the moment."""
+        for sessions in self._sessions:
+            sessions.close()
 
     def files(self, connection: str) -> FileFolder:
         """Return a connection's folder.
@@ -138,7 +158,8 @@ class Runtime:
             from millrace.postgres.target import PostgresTarget
 
             ledger_schema = self._ledger_schemas.get(connection, "_millrace")
-            return PostgresTarget(self.database(connection), f"{CONNECTION}{connection}", ledger_schema)
+            sessions = self._kept(connection)
+            return PostgresTarget(self.database(connection), f"{CONNECTION}{connection}", ledger_schema, sessions)
 
         return make
 

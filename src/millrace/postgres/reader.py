@@ -8,7 +8,7 @@ another server, which the snapshot does not hold: if they change meanwhile, the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -26,7 +26,8 @@ from millrace.postgres.catalog import PgColumn, Relation, describe
 from millrace.postgres.digest import digest_of, digest_query, shape
 from millrace.postgres.names import sql_name
 from millrace.postgres.segments import group_expression, key_segments, page_segments, predicate
-from millrace.postgres.session import Connection, Database, connect, translate, translated
+from millrace.postgres.session import Connection, Database, translate, translated
+from millrace.postgres.sessions import Sessions
 from millrace.postgres.source import Source, both, open_source
 from millrace.postgres.types import text_form
 
@@ -131,14 +132,16 @@ class PostgresReader:
 
     Args:
         database: where it is; connections are opened when they are needed.
+        sessions: how they are opened; None: each time anew, as many as are needed.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sessions: Sessions | None = None) -> None:
         self.database = database
+        self.sessions = sessions or Sessions(database)
 
-    def connect(self, purpose: str) -> Connection:
-        """Open a pinned connection in autocommit mode; the caller closes it."""
-        return connect(self.database, purpose=purpose)
+    def connect(self, purpose: str) -> AbstractContextManager[Connection]:
+        """Open a pinned connection in autocommit mode for a block; it counts on its own: see `Sessions`."""
+        return self.sessions.connect(purpose)
 
     def describe(self, table: TableRef, connection: Connection | None = None) -> Relation:
         """Describe a table. Raises NotFound, PermissionMissing."""
@@ -166,30 +169,34 @@ class PostgresReader:
             return open_source(own, table, label=self.database.label, where=where, select=select)
 
     @contextmanager
-    def snapshot(self) -> Iterator[PostgresSnapshot]:
-        """Open one consistent view and export it; it ends with the block."""
-        connection = self.connect("snapshot")
-        try:
-            with translated(self.database.label, "open a snapshot", connection=connection):
-                connection.execute("begin isolation level repeatable read read only")
-                row = connection.execute(
-                    "select pg_catalog.pg_export_snapshot(), pg_catalog.pg_current_snapshot()::text"
-                ).fetchone()
-                server = server_id(connection)
-            token, state = row or ("", "")
-            yield PostgresSnapshot(token, state, server, connection)
-        finally:
-            connection.close()
+    def snapshot(self, connections: int = 1) -> Iterator[PostgresSnapshot]:
+        """Open one consistent view and export it; it ends with the block.
+
+        Args:
+            connections: how many are used in the block at least, this one included: see `Sessions.booked`.
+        """
+        with (
+            self.sessions.booked(connections, connections),
+            self.sessions.session("snapshot") as connection,
+        ):
+            yield self._exported(connection)
+
+    def _exported(self, connection: Connection) -> PostgresSnapshot:
+        with translated(self.database.label, "open a snapshot", connection=connection):
+            connection.execute("begin isolation level repeatable read read only")
+            row = connection.execute(
+                "select pg_catalog.pg_export_snapshot(), pg_catalog.pg_current_snapshot()::text"
+            ).fetchone()
+            server = server_id(connection)
+        token, state = row or ("", "")
+        return PostgresSnapshot(token, state, server, connection)
 
     @contextmanager
     def entered(self, snap: Snapshot, purpose: str) -> Iterator[Connection]:
-        """Open a connection of its own inside a snapshot."""
-        connection = self.connect(purpose)
-        try:
+        """Open a connection of its own inside a snapshot; it is of those that were booked."""
+        with self.sessions.session(purpose) as connection:
             enter_snapshot(connection, snap.token)
             yield connection
-        finally:
-            connection.close()
 
     def segments(
         self, table: TableRef | Source, snap: Snapshot, since: Position | None, rows: int

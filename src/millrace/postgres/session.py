@@ -7,6 +7,7 @@ first line on; no message of this module holds one.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import re
@@ -186,13 +187,13 @@ def connect(db: Database, *, autocommit: bool = True, purpose: str = "") -> Conn
 
     Raises:
         ConnectionRefused, AuthenticationFailed, NotFound, PermissionMissing: naming label, host, port, user, database.
+        MillraceError: the server is too old, or a proxy gives each transaction another session.
     """
+    connection = _opened(db, purpose)
     try:
-        connection: Connection = psycopg.connect(autocommit=True, prepare_threshold=None, **db.keywords(purpose))  # type: ignore[arg-type]
-    except psycopg.Error as error:
-        raise not_connected(_words(error), db) from None
-    try:
-        pin(connection)
+        process = pin(connection)
+        if process != connection.info.backend_pid:  # a proxy answers with a number of its own
+            _refuse_pooling(connection, db, process)
     except psycopg.Error as error:
         connection.close()
         raise translate(error, where=db.place, doing="set up the session") from error
@@ -201,6 +202,47 @@ def connect(db: Database, *, autocommit: bool = True, purpose: str = "") -> Conn
         raise
     connection.autocommit = autocommit
     return connection
+
+
+def _opened(db: Database, purpose: str) -> Connection:
+    try:
+        return psycopg.connect(autocommit=True, prepare_threshold=None, **db.keywords(purpose))  # type: ignore[arg-type]
+    except psycopg.Error as error:
+        raise not_connected(_words(error), db) from None
+
+
+def _process(connection: Connection) -> int:
+    row = connection.execute("select pg_catalog.pg_backend_pid()").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _refuse_pooling(connection: Connection, db: Database, process: int) -> None:
+    """Refuse a proxy that gives each transaction another session of the server.
+
+    Two sessions that are open at once have two server processes, and each keeps its own. Behind such a proxy the second
+    one's transaction runs in the process that the first one left a moment ago, or takes it away from it.
+
+    Args:
+        connection: a session that is in no transaction.
+        process: the server process that it had a moment ago.
+
+    Raises:
+        MillraceError: what was set in the session, or seen in a snapshot, would be another session's.
+    """
+    with contextlib.closing(_opened(db, "look")) as other:
+        try:
+            other.execute("begin")
+            pooled = _process(other) == process or _process(connection) != process
+        except psycopg.errors.ProtocolViolation:  # a proxy that gives each statement another one forbids transactions
+            pooled = True
+    if pooled:
+        raise MillraceError(
+            f"{db.label} is behind a proxy that gives each transaction another session of the server"
+            " (transaction pooling)",
+            where=db.place,
+            detail=["settings and snapshots of a session would not hold from one statement to the next"],
+            hint="name the server itself, or a port of the proxy with session pooling (PgBouncer: pool_mode = session)",
+        )
 
 
 def pins(version: int) -> sql.Composed:
@@ -215,8 +257,8 @@ def pins(version: int) -> sql.Composed:
     )
 
 
-def pin(connection: Connection) -> None:
-    """Pin a session's settings.
+def pin(connection: Connection) -> int:
+    """Pin a session's settings; returns the server process that has it.
 
     Raises:
         MillraceError: the server is too old.
@@ -227,7 +269,11 @@ def pin(connection: Connection) -> None:
             f"PostgreSQL {version // 10_000} is too old: Millrace needs {OLDEST // 10_000} or newer",
             where=connection.info.dbname,
         )
-    connection.execute(pins(version))
+    cursor = connection.execute(pins(version) + sql.SQL("select pg_catalog.pg_backend_pid()"))
+    while cursor.nextset():  # one answer for each statement
+        pass
+    row = cursor.fetchone()
+    return int(row[0]) if row else 0
 
 
 # libpq gives no SQLSTATE for a failed connection, only the server's words (in English unless lc_messages says else).

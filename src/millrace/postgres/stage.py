@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import psycopg
@@ -31,7 +32,8 @@ from millrace.postgres.ledger import Ledger
 from millrace.postgres.names import sql_name
 from millrace.postgres.ownership import Heart, StageRow, drop, gone, owner, release, row_of
 from millrace.postgres.pump import Stopping, copy_in, never, relay
-from millrace.postgres.session import Connection, Database, connect, translated
+from millrace.postgres.session import Connection, translated
+from millrace.postgres.sessions import Sessions
 
 SORT_MEMORY = "128MB"  # for the key's index of a new table: sorts 3M integer keys in memory
 
@@ -49,7 +51,7 @@ class PostgresStage:
 
     def __init__(
         self,
-        database: Database,
+        sessions: Sessions,
         ledger: Ledger,
         request: StageRequest,
         row: StageRow,
@@ -57,7 +59,8 @@ class PostgresStage:
         target: str,
         earlier: StageRow | None,
     ) -> None:
-        self._database = database
+        self._sessions = sessions
+        self._database = database = sessions.database
         self._ledger = ledger
         self._request = request
         self._target = target
@@ -79,9 +82,9 @@ class PostgresStage:
         """The key columns."""
         return self._request.schema.key
 
-    def connect(self) -> Connection:
-        """Open a session for writing the stage; the caller closes it."""
-        return connect(self._database, purpose=f"stage {owner()}")
+    def connect(self) -> AbstractContextManager[Connection]:
+        """Open a session for the stage for a block; it counts on its own: see `Sessions`."""
+        return self._sessions.connect(f"stage {owner()}")
 
     def lost(self) -> bool:
         """Whether a heartbeat found that somebody else has taken the stage."""

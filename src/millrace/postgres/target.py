@@ -6,6 +6,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import psycopg
 from psycopg import sql
@@ -32,7 +33,8 @@ from millrace.postgres.ledger import Ledger, moved
 from millrace.postgres.names import sql_name
 from millrace.postgres.ownership import Heart, owner
 from millrace.postgres.publish import commit, publish_in
-from millrace.postgres.session import Connection, Database, connect, translate, translated
+from millrace.postgres.session import Connection, Database, translate, translated
+from millrace.postgres.sessions import Sessions
 from millrace.postgres.sqlstates import grant
 from millrace.postgres.stage import PostgresStage, staged_relation
 
@@ -45,20 +47,24 @@ class PostgresTarget:
     """One database as a target.
 
     Args:
-        database: where it is; a connection is opened for each call and closed after it.
+        database: where it is; a connection is taken for each call.
         name: the target's name in the runtime.
         ledger_schema: schema of the ledger; stages lie in `<ledger_schema>_stage`.
+        sessions: how connections are opened; None: each time anew, as many as are needed.
     """
 
-    def __init__(self, database: Database, name: str, ledger_schema: str = "_millrace") -> None:
+    def __init__(
+        self, database: Database, name: str, ledger_schema: str = "_millrace", sessions: Sessions | None = None
+    ) -> None:
         self.database = database
+        self.sessions = sessions or Sessions(database)
         self.name = name
         self.book = Ledger(ledger_schema, database.label)
         self._hearts: dict[str, Heart] = {}
 
-    def connect(self, purpose: str) -> Connection:
-        """Open a pinned connection in autocommit mode; the caller closes it."""
-        return connect(self.database, purpose=f"{purpose} {owner()}")
+    def connect(self, purpose: str) -> AbstractContextManager[Connection]:
+        """Open a pinned connection in autocommit mode for a block; it counts on its own: see `Sessions`."""
+        return self.sessions.connect(f"{purpose} {owner()}")
 
     # looking
 
@@ -118,7 +124,7 @@ class PostgresTarget:
             doing = f"make a stage of {asset}"
             with translated(label, doing, connection=connection, privilege="CREATE"):
                 taken = ownership.take(connection, self.book, request, origin, make)
-        opened = PostgresStage(self.database, self.book, request, taken.row, target=self.name, earlier=taken.earlier)
+        opened = PostgresStage(self.sessions, self.book, request, taken.row, target=self.name, earlier=taken.earlier)
         self._hearts[taken.row.token] = opened.heart
         return opened
 
@@ -250,22 +256,24 @@ class PostgresTarget:
         raise AssertionError
 
     def _once(self, staged: Sequence[Staged], proofs: Sequence[Proof]) -> tuple[LedgerEntry, ...]:
-        with contextlib.closing(self.connect("publish")) as connection:
-            self.book.ensure(connection)
-            connection.execute("begin")
-            try:
-                entries = publish_in(connection, self.book, staged, proofs)
-            except BaseException:
-                with contextlib.suppress(psycopg.Error):
-                    connection.execute("rollback")
-                raise
-            try:
+        entries: tuple[LedgerEntry, ...] | None = None
+        try:
+            with self.connect("publish") as connection:
+                self.book.ensure(connection)
+                connection.execute("begin")
+                try:
+                    entries = publish_in(connection, self.book, staged, proofs)
+                except BaseException:
+                    with contextlib.suppress(psycopg.Error):
+                        connection.execute("rollback")
+                    raise
                 commit(connection)
-            except psycopg.Error as error:
-                if error.sqlstate is not None and not error.sqlstate.startswith(("08", "57P")):
-                    raise  # the server said no, so it did not commit
-                return self._adopt(staged, entries, error)
-            return entries
+        except psycopg.Error as error:
+            said_no = error.sqlstate is not None and not error.sqlstate.startswith(("08", "57P"))
+            if entries is None or said_no:  # the commit was not sent, or the server said that it did not happen
+                raise
+            return self._adopt(staged, entries, error)
+        return entries
 
     def _adopt(
         self, staged: Sequence[Staged], entries: Sequence[LedgerEntry], error: psycopg.Error

@@ -85,6 +85,7 @@ class Connection(Part):
     Attributes:
         path: the folder of a connection of type files, relative to the project.
         embedded: the embedded server's data folder, relative to the project.
+        max_connections: how many connections a run has open at once to read from the database, and to write to it.
     """
 
     type: Literal["postgres", "files"]
@@ -92,11 +93,12 @@ class Connection(Part):
     embedded: Text | None = None
     path: Annotated[Text, AfterValidator(_referring)] | None = None
     ledger_schema: Text = "_millrace"
+    max_connections: Annotated[int, Field(strict=True, ge=2)] = 4
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Connection:
         if self.type == "files":
-            for other in ("url", "embedded", "ledger_schema"):
+            for other in ("url", "embedded", "ledger_schema", "max_connections"):
                 if other in self.model_fields_set:
                     raise wrong(f'{{}} is a folder of files: it has no "{other}"', at=other, key=True)
             if self.path is None:

@@ -23,7 +23,7 @@ from millrace.core.segment import Segment, SegmentId
 from millrace.errors import ContractBroken, Interrupted
 from millrace.postgres.catalog import PgColumn
 from millrace.postgres.names import sql_name
-from millrace.postgres.reader import PostgresReader, PostgresSnapshot
+from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_segments
 from millrace.postgres.segments import predicate
 from millrace.postgres.session import translated
 from millrace.postgres.source import Source
@@ -89,10 +89,11 @@ class Export:
     Args:
         reader: the database.
         source: what is read; its rows are those of all segments.
-        snap: the snapshot; it stays open meanwhile, and nobody else uses its connection.
+        snap: the snapshot; it stays open meanwhile, and nobody else uses its connection, on which the digests are
+            taken. One more connection was booked with it.
         sink: where the files go.
         ctx: progress, and whether to stop.
-        workers: connections that read at once.
+        workers: connections that read at once, as far as there are so many.
     """
 
     def __init__(
@@ -113,7 +114,8 @@ class Export:
         waiting = deque(segments)
         with ThreadPoolExecutor(self._workers + 1, thread_name_prefix="millrace-copy") as pool:
             tasks = [pool.submit(self._digest, segments, digests)]
-            tasks += [pool.submit(self._work, waiting, digests) for _ in range(min(self._workers, len(segments)))]
+            tasks.append(pool.submit(self._work, waiting, digests))
+            tasks += [pool.submit(self._help, waiting, digests) for _ in range(min(self._workers, len(segments)) - 1)]
             try:
                 self._watch(tasks)
             except _Unfit as unfit:
@@ -142,7 +144,7 @@ class Export:
 
     def _digest(self, segments: Sequence[Segment], digests: Mapping[SegmentId, Future[Digest]]) -> None:
         try:
-            for name, digest in self._reader.digests(self._source, segments, self._snap):
+            for name, digest in digest_segments(self._snap.connection, self._source, segments):
                 digests[name].set_result(digest)
                 if self._stop.is_set():
                     raise _Stopped
@@ -151,6 +153,15 @@ class Export:
                 if not future.done():
                     future.set_exception(error)
             raise
+
+    def _help(self, waiting: deque[Segment], digests: Mapping[SegmentId, Future[Digest]]) -> None:
+        """Read on one more connection, as soon as there is one."""
+        while waiting and not self._stop.is_set():
+            with self._reader.sessions.booked(1) as free:
+                if free:
+                    return self._work(waiting, digests)
+            self._stop.wait(LOOK_SECONDS)
+        return None
 
     def _work(self, waiting: deque[Segment], digests: Mapping[SegmentId, Future[Digest]]) -> None:
         while not self._stop.is_set():

@@ -26,7 +26,7 @@ from millrace.errors import ExtraMissing, GuardRefused, ProofFailed, UsageError
 from millrace.postgres.heap import UNTOUCHED, heap_of, touched
 from millrace.postgres.keys import check_key, key_columns, proven
 from millrace.postgres.newest import left_out, newest, told
-from millrace.postgres.reader import PostgresReader, PostgresSnapshot
+from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_segments
 from millrace.postgres.session import translated
 from millrace.postgres.source import Source, author_select
 from millrace.steps.contracts import check_columns
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from millrace.lake.target import LakeTarget
 
 MERGE_MEMORY = "300MB"  # DuckDB's share while merging; it spills beyond
+READING = 2  # connections of a copy at least: one holds the snapshot and digests, ADBC reads on another
 PUBLISHES = {"create": "new table", "replace": "replace", "append": "append", "upsert": "merge"}
 PROVES = {"create": "transfer, table", "replace": "transfer, table", "append": "transfer", "upsert": "applied"}
 
@@ -126,9 +127,9 @@ def _same_columns(old: Schema, new: Schema) -> bool:
     return (old.fingerprint, old.shape, old.key) == (new.fingerprint, new.shape, new.key)
 
 
-def _whole_digest(reader: PostgresReader, source: Source, snap: PostgresSnapshot) -> Digest:
+def _whole_digest(source: Source, snap: PostgresSnapshot) -> Digest:
     segment = Segment.whole()
-    return reader.digest(source, [segment], snap)[segment.id]
+    return dict(digest_segments(snap.connection, source, [segment]))[segment.id]
 
 
 def fresh(
@@ -162,7 +163,7 @@ def fresh(
             written = touched(work.source, position, snap)
             if written == "no":
                 return Freshness(True, UNTOUCHED, 0)
-            if written == "unknown" and _whole_digest(reader, work.source, snap) == position.digest:
+            if written == "unknown" and _whole_digest(work.source, snap) == position.digest:
                 return Freshness(True, "source digest unchanged", 0)
     return Freshness(False, work.reason, rows, PUBLISHES[work.how], PROVES[work.how])
 
@@ -183,7 +184,7 @@ def stage(spec: CopySpec, reader: PostgresReader, target: LakeTarget, step: Step
     _require()
     # before the snapshot: a publish in between then moves the seq, and an older snapshot cannot replace a newer one
     entry = target.ledger(spec.asset)
-    with reader.snapshot() as snap:
+    with reader.snapshot(READING) as snap:
         work = _look(spec, reader, target, snap, entry, step.spec.get("contract") or {})
         source = _keyed(spec, work, snap, ctx)
         position = _position(spec, reader, work, snap)
@@ -228,7 +229,7 @@ def _position(spec: CopySpec, reader: PostgresReader, work: Work, snap: Postgres
     found = reader.cursor(work.base, spec.tracked, snap)
     if found.value is None and work.since is not None:  # the source was emptied
         found = replace(found, value=work.since.value)
-    return replace(found, tail=_whole_digest(reader, reader.changes(work.base, found, snap), snap))
+    return replace(found, tail=_whole_digest(reader.changes(work.base, found, snap), snap))
 
 
 def _filled(position: Position, total: Digest) -> Position:
@@ -256,7 +257,7 @@ def _fill(
     kept: dict[SegmentId, Digest] = {}
     if done:
         known = [segment for segment in segments if segment.id in done]
-        now = reader.digest(source, known, snap)
+        now = dict(digest_segments(snap.connection, source, known))
         kept = {name: digest for name, digest in now.items() if digest == done[name]}
         opened.drop([name for name in done if name not in kept])
         if kept:

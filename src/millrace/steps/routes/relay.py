@@ -1,11 +1,11 @@
 """Copying segments between two PostgreSQL servers: worker threads, each with a session on either side.
 
-All read one exported snapshot. The source's digests are taken on a connection of their own while the bytes move.
+All read one exported snapshot. The source's digests are taken on the snapshot's own connection while the bytes move;
+where the source has no connection to spare, and for a table of few rows, that one copies too.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,14 @@ from millrace.errors import Interrupted, MillraceError
 from millrace.postgres.ownership import gone
 from millrace.postgres.parts import Part
 from millrace.postgres.pump import copy_out
-from millrace.postgres.reader import PostgresReader, PostgresSnapshot
+from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_segments
+from millrace.postgres.session import Connection
 from millrace.postgres.source import Source
 from millrace.postgres.stage import PostgresStage
 from millrace.postgres.types import binary_safe
+
+FEW = 10_000  # rows
+LOOK_SECONDS = 0.1  # between looks for a free connection
 
 
 class Relay:
@@ -57,6 +61,7 @@ class Relay:
         self._columns = tuple(column for column in source.columns if not (new and column.generated))
         self._binary = all(binary_safe(column) for column in self._columns)
         self._stop = threading.Event()
+        self._helped = threading.Event()
         self._lock = threading.Lock()
 
     def run(self, parts: Sequence[Part], known: Mapping[SegmentId, Digest] | None = None) -> dict[SegmentId, Digest]:
@@ -79,15 +84,36 @@ class Relay:
         todo = [part for part in parts if part.id not in kept]
         self._ctx.report.total(sum(part.rows for part in todo) or None)
         waiting = deque(todo)
+        missing = [part for part in parts if part.id not in digests]
+        if _few(parts, digests):
+            self._digest(missing, digests)
+            self._work(waiting, self._snap.connection)
+            return {part.id: digests[part.id] for part in parts}
         with ThreadPoolExecutor(self._workers + 1, thread_name_prefix="millrace-copy") as pool:
-            tasks = [pool.submit(self._work, waiting) for _ in range(min(self._workers, len(todo)))]
-            if missing := [part for part in parts if part.id not in digests]:
-                tasks.append(pool.submit(self._digest, missing, digests))
+            tasks = [pool.submit(self._help, waiting) for _ in range(min(self._workers, len(todo)))]
+            tasks.append(pool.submit(self._alone, missing, waiting, digests))
             try:
                 _watch(tasks)
             finally:
                 self._stop.set()
         return {part.id: digests[part.id] for part in parts}
+
+    def _alone(self, missing: Sequence[Part], waiting: deque[Part], digests: dict[SegmentId, Digest]) -> None:
+        """Digest on the snapshot's own connection; copy on it too where no other is to be had."""
+        self._digest(missing, digests)
+        if not self._helped.wait(LOOK_SECONDS):
+            self._work(waiting, self._snap.connection)
+
+    def _help(self, waiting: deque[Part]) -> None:
+        """Copy on a connection of its own, as soon as there is one."""
+        while waiting and not self._stopping():
+            with self._reader.sessions.booked(1) as free:
+                if free:
+                    self._helped.set()
+                    with self._reader.entered(self._snap, "copy") as source:
+                        return self._work(waiting, source)
+            self._stop.wait(LOOK_SECONDS)
+        return None
 
     def _kept(self, parts: Sequence[Part], digests: dict[SegmentId, Digest]) -> set[SegmentId]:
         """Return the parts that need no copying; drop the others that lie there."""
@@ -110,14 +136,13 @@ class Relay:
         with self._lock:
             self._ctx.report.moved(rows, size)
 
-    def _work(self, waiting: deque[Part]) -> None:
+    def _work(self, waiting: deque[Part], source: Connection) -> None:
         """Copy segments until there are no more."""
+        if not waiting:
+            return
         labels = (self._source.database, str(self._stage.asset))
         names = [column.name for column in self._columns]
-        with (
-            self._reader.entered(self._snap, "copy") as source,
-            contextlib.closing(self._stage.connect()) as target,
-        ):
+        with self._stage.connect() as target:
             while True:
                 if self._stopping():
                     raise self._stopped()
@@ -147,13 +172,21 @@ class Relay:
         return Interrupted(f"{self._stage.asset}: stopped while copying", hint="run again to go on from here")
 
     def _digest(self, parts: Sequence[Part], digests: dict[SegmentId, Digest]) -> None:
-        """Digest parts of one segment each, on a connection of its own."""
+        """Digest parts of one segment each."""
         segments = [segment for part in parts for segment in part.segments]
         names = [column.name for column in self._key]
-        for name, digest in self._reader.digests(self._source, segments, self._snap, names):
+        for name, digest in digest_segments(self._snap.connection, self._source, segments, names):
             digests[name] = digest
             if self._stopping():
                 raise self._stopped()
+
+
+def _few(parts: Sequence[Part], known: Mapping[SegmentId, Digest]) -> bool:
+    """Say whether one connection copies the parts as fast as several, which had to be opened first."""
+    if all(part.id in known for part in parts):
+        return sum(known[part.id].rows for part in parts) <= FEW
+    counted = all(segment.how in ("pages", "range", "bucket") for part in parts for segment in part.segments)
+    return counted and sum(part.rows for part in parts) <= FEW
 
 
 def _watch(tasks: Sequence[Future[None]]) -> None:

@@ -1,0 +1,118 @@
+"""Sessions of one database: used again instead of opened again, and never more at once than a limit.
+
+Opening a session costs the server a process and us four round trips: as much as copying a small table. Whoever needs
+several at once books them together before the first, so that steps that run beside each other cannot wait for each
+other's for ever; what is opened inside a booking is not counted again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import sql
+from psycopg.pq import TransactionStatus
+
+from millrace.postgres.session import Connection, Database, connect
+
+
+class Sessions:
+    """Opens sessions of a database.
+
+    Args:
+        database: where to.
+        most: how many may be open at once; None: as many as are asked for.
+        keep: whether sessions stay open to be used again, until `close`.
+    """
+
+    def __init__(self, database: Database, most: int | None = None, *, keep: bool = False) -> None:
+        self.database = database
+        self.most = most
+        self._keep = keep
+        self._idle: list[Connection] = []
+        self._booked = 0
+        self._freed = threading.Condition()
+        self._process = os.getpid()
+
+    @contextmanager
+    def booked(self, wanted: int, least: int = 0) -> Iterator[int]:
+        """Book sessions: wait for the fewest, take more while there are; yields how many.
+
+        Args:
+            wanted: at most so many.
+            least: at least so many, or `most` where that is less; whoever waits must hold none.
+        """
+        with self._freed:
+            if self.most is None:
+                number = wanted
+            else:
+                fewest = min(least, self.most)
+                while self.most - self._booked < fewest:
+                    self._freed.wait()
+                number = max(fewest, min(wanted, self.most - self._booked))
+            self._booked += number
+        try:
+            yield number
+        finally:
+            with self._freed:
+                self._booked -= number
+                self._freed.notify_all()
+
+    @contextmanager
+    def session(self, purpose: str) -> Iterator[Connection]:
+        """Open a pinned session in autocommit mode for the block, inside a booking.
+
+        A transaction that is open at the end of the block is rolled back. After an exception the session is closed.
+
+        Raises:
+            MillraceError: see `session.connect`.
+        """
+        connection = self._taken(purpose) or connect(self.database, purpose=purpose)
+        try:
+            yield connection
+            if self._keep and connection.info.transaction_status is not TransactionStatus.IDLE:
+                connection.rollback()
+        except BaseException:
+            connection.close()
+            raise
+        if not self._keep:
+            connection.close()
+            return
+        with self._freed:
+            self._idle.append(connection)
+
+    @contextmanager
+    def connect(self, purpose: str) -> Iterator[Connection]:
+        """Book one session and open it for the block: see `session`."""
+        with self.booked(1, 1), self.session(purpose) as connection:
+            yield connection
+
+    def _taken(self, purpose: str) -> Connection | None:
+        """Return a session that was used before and still answers."""
+        while True:
+            with self._freed:
+                if self._process != os.getpid():  # a forked child must not use, nor end, its parent's sessions
+                    self._process, self._idle = os.getpid(), []
+                if not self._idle:
+                    return None
+                connection = self._idle.pop()
+            try:
+                connection.execute(
+                    sql.SQL("set application_name = {}; set lock_timeout = 0").format(
+                        sql.Literal(f"millrace {purpose}".strip()[:63])
+                    )
+                )
+            except psycopg.Error:  # the server was restarted, or ended it
+                connection.close()
+            else:
+                return connection
+
+    def close(self) -> None:
+        """Close the sessions that wait to be used again; more can be opened afterwards."""
+        with self._freed:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
