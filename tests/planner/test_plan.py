@@ -315,12 +315,6 @@ tables:
             "where: is_active, checks: {not_null: code}}",
             "in a database are not built",
         ),
-        (
-            "models/silver/orders.yaml",
-            "key: order_id\n",
-            "key: order_id\npartitions: order_date\n",
-            "partitions are not built",
-        ),
     ],
 )
 def test_what_would_be_ignored_is_refused(plan, file, old, new, says):

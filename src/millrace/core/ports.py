@@ -65,6 +65,7 @@ class StageRequest:
     Attributes:
         how: wanted way of applying: see `core.staged.Publish`.
         base: the ledger seq that the step saw; the publish compares it.
+        partitions: columns that the files of a lake asset are split by.
     """
 
     asset: AssetId
@@ -77,6 +78,7 @@ class StageRequest:
     inputs: Mapping[str, int]
     code: str = ""
     date: str | None = None
+    partitions: tuple[str, ...] = ()
 
 
 class Target(Protocol):

@@ -10,6 +10,7 @@ from typing import Any
 
 from millrace.core.digest import SEED
 from millrace.core.names import fingerprint
+from millrace.errors import ContractBroken, did_you_mean
 
 _DECIMAL = re.compile(r"(?:numeric|decimal)\((\d+),\s*(\d+)\)")
 
@@ -127,3 +128,34 @@ class Schema:
     def from_json(cls, data: Mapping[str, Any]) -> Schema:
         """Read what `to_json` wrote."""
         return cls(tuple(Column.from_json(column) for column in data["columns"]), tuple(data["key"]))
+
+
+_PARTITIONED = {Kind.DATE, Kind.INT16, Kind.INT32, Kind.INT64, Kind.TEXT, Kind.BOOL}
+
+
+def check_partitions(schema: Schema, partitions: Sequence[str], asset: str, where: str | None = None) -> None:
+    """Check that files can be split by some columns.
+
+    Args:
+        schema: of the asset.
+        partitions: names of columns.
+        asset: what errors name.
+        where: file and line that name the columns.
+
+    Raises:
+        ContractBroken: there is no such column, or its type has no exact text that all readers agree on.
+    """
+    for name in partitions:
+        if name not in schema.names:
+            raise ContractBroken(
+                f"{asset} has no column {name} to be split by",
+                where=where,
+                hint=did_you_mean(name, schema.names) or f"its columns: {', '.join(schema.names)}",
+            )
+        column = schema[name]
+        if column.kind in (Kind.TIMESTAMP, Kind.TIMESTAMPTZ):
+            hint = f'split by a day of it: cast("{name}" as date) as {name}_date'
+        else:
+            hint = "split by a date, an integer, a text or a boolean"
+        if column.kind not in _PARTITIONED:
+            raise ContractBroken(f"{asset} cannot be split by {name}, which is {column.type}", where=where, hint=hint)

@@ -33,6 +33,7 @@ def discard(folder: Folder, asset: AssetId, load: int) -> None:
             if _load_of(path) == load and path not in keep:
                 path.unlink(missing_ok=True)
         folder.descriptor(load).unlink(missing_ok=True)
+        folder.drop_empty()
 
 
 def collect(folder: Folder, root: Path, live: Callable[[str], bool]) -> Sequence[str]:
@@ -61,6 +62,7 @@ def _collect(folder: Folder, live: Callable[[str], bool]) -> list[Path]:
     dropped += _orphans(folder, candidates, kept_loads)
     for path in dropped:
         path.unlink(missing_ok=True)
+    folder.drop_empty()
     return dropped
 
 
@@ -185,6 +187,7 @@ def vacuum(
         dropped = sorted(path for path in _of(folder, true) if path not in needed and path.exists())
         for path in dropped:
             path.unlink(missing_ok=True)
+        folder.drop_empty()
         return [str(path.relative_to(root)) for path in dropped]
 
 

@@ -3,6 +3,7 @@
     <root>/<layer>/<name>/                  a Delta table
         _delta_log/
         <load>-<n>.parquet                  data files; staged ones look the same, but are not in the log
+        <column>=<value>/<load>-<n>.parquet data files of an asset with partitions
         _millrace/loads/<seq>-<load>.json   manifests
         _millrace/stages/<load>.json        stage descriptors
         _millrace/changes/                  before- and after-images of upserts
@@ -106,9 +107,21 @@ class Folder:
 
     def data_files(self) -> list[Path]:
         """Return the files that look like ours, in the log or not."""
-        if not self.path.is_dir():
-            return []
-        return sorted(file for file in self.path.iterdir() if DATA_FILE.fullmatch(file.name))
+        found = (path / name for path, names in self._walk() for name in names)
+        return sorted(path for path in found if DATA_FILE.fullmatch(path.name))
+
+    def drop_empty(self) -> None:
+        """Remove the partitions' folders in which nothing lies; the caller holds the lock alone."""
+        for path, _ in reversed(list(self._walk())):
+            if path != self.path:
+                with contextlib.suppress(OSError):  # it is not empty
+                    path.rmdir()
+
+    def _walk(self) -> Iterator[tuple[Path, list[str]]]:
+        """Yield the folder and its partitions' folders, parents first, and the names of the files in each."""
+        for path, folders, names in os.walk(self.path):
+            folders[:] = [name for name in folders if "=" in name]
+            yield Path(path), names
 
     @contextlib.contextmanager
     def lock(self, *, exclusive: bool = False, wait: float = LOCK_SECONDS) -> Iterator[None]:

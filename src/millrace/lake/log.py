@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 from millrace.errors import StepFailed
 from millrace.lake.layout import LOG, Folder, disk_error, sync_file, sync_folder
+from millrace.lake.partitions import values_of
 from millrace.lake.table import statistics
 
 if TYPE_CHECKING:
@@ -58,18 +59,23 @@ class Snapshot:
         }
 
     def _name(self, name: str) -> str:
-        # the log holds paths URL-encoded; ours need no encoding, those of other writers may
+        # the log holds paths URL-encoded; only those of partitions and of other writers need it
         return name if (self.folder.path / name).exists() else unquote(name)
 
-    def same_columns(self, schema: pa.Schema) -> bool:
-        """Whether the table is ours and has exactly the columns of an Arrow schema."""
+    @property
+    def partitions(self) -> tuple[str, ...]:
+        """The columns that its files are split by."""
+        return tuple(self.table.metadata().partition_columns)
+
+    def same_columns(self, schema: pa.Schema, partitions: Sequence[str]) -> bool:
+        """Whether the table is ours, has exactly the columns of an Arrow schema, and is split by the given ones."""
         from deltalake import Schema
 
         if not self.seq:  # whoever made it may have given it partitions or features that our files know nothing of
             return False
 
         found: bool = json.loads(self.table.schema().to_json()) == json.loads(Schema.from_arrow(schema).to_json())
-        return found
+        return found and self.partitions == tuple(partitions)
 
 
 def _column(table: DeltaTable, name: str) -> list[Any]:
@@ -113,6 +119,7 @@ def commit(
     add: Sequence[Mapping[str, Any]],
     remove: Mapping[str, int],
     *,
+    partitions: Sequence[str],
     seq: int,
     load: int,
     recreate: bool = False,
@@ -125,6 +132,7 @@ def commit(
         schema: the files' Arrow schema.
         add: records of files (`name`, `size`).
         remove: names and sizes of files to leave.
+        partitions: columns that the files are split by.
         seq, load: application transactions.
         recreate: the table's columns change: all its files are left. The caller holds the folder's lock alone,
             because the library reads the newest version by itself here.
@@ -144,10 +152,10 @@ def commit(
     )
 
     now = int(time.time() * 1000)
-    actions = [
-        AddAction(str(file["name"]), int(file["size"]), {}, now, True, statistics(folder.path / file["name"]))
-        for file in add
-    ]
+    actions = []
+    for file in add:
+        values, facts = values_of(file["name"]), statistics(folder.path / file["name"], partitions)
+        actions.append(AddAction(str(file["name"]), int(file["size"]), values, now, True, facts))
     properties = CommitProperties(
         custom_metadata={"millrace": {"seq": seq, "load": str(load)}},
         max_commit_retries=0,
@@ -160,12 +168,17 @@ def commit(
                 Schema.from_arrow(schema),
                 actions,
                 mode="error" if snapshot is None else "overwrite",
+                partition_by=list(partitions),
                 commit_properties=properties,
             )
         else:
-            leave = [RemoveAction(name, True, now, size, {}) for name, size in remove.items()]
+            leave = [RemoveAction(name, True, now, size, values_of(name)) for name, size in remove.items()]
             snapshot.table.create_write_transaction(
-                [*actions, *leave], "append", snapshot.table.schema(), commit_properties=properties
+                [*actions, *leave],
+                "append",
+                snapshot.table.schema(),
+                partition_by=list(partitions),
+                commit_properties=properties,
             )
     except CommitFailedError as error:
         raise Moved(str(error)) from error

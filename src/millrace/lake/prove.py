@@ -10,6 +10,7 @@ Rows that were set aside count as the source's: D(source) = D(files less fixed r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from millrace.core.schema import Schema
 from millrace.core.staged import Level, Proof, Staged
 from millrace.errors import ProofFailed
 from millrace.lake.layout import Folder, disk
+from millrace.lake.partitions import wrong_value
 from millrace.lake.table import check_file, rows_of
 
 
@@ -35,7 +37,8 @@ def prove(folder: Folder, staged: Staged) -> Proof:
     files = staged.detail["files"]
     for file in files:
         check_size(folder, file, staged)
-        check_file(folder.path / file["name"], staged.schema, file["rows"], str(staged.asset))
+        wrong = partial(wrong_value, path=file["name"], asset=str(staged.asset))
+        check_file(folder.path / file["name"], staged.schema, file["rows"], str(staged.asset), wrong)
     with disk(folder.path, f"proving {staged.asset}"):
         _check_quarantine(folder, staged)
         if staged.how == "upsert":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from datetime import UTC, datetime
@@ -82,7 +82,16 @@ def _recreates(folder: Folder, staged: Staged) -> bool:
     snapshot = log.open_table(folder)
     if snapshot is None:
         return False
-    return staged.how in ("create", "replace") and not snapshot.same_columns(arrow_schema(staged.schema))
+    return replaces(staged) and not snapshot.same_columns(arrow_schema(staged.schema), _partitions(staged))
+
+
+def replaces(staged: Staged) -> bool:
+    """Whether nothing of what the asset held stays."""
+    return staged.how in ("create", "replace")
+
+
+def _partitions(staged: Staged) -> Sequence[str]:
+    return tuple(staged.detail.get("partitions", ()))  # a stage that was written before there were any has none
 
 
 def _try(folder: Folder, staged: Staged, proof: Proof, expect: int, exclusive: bool) -> LedgerEntry:
@@ -90,7 +99,7 @@ def _try(folder: Folder, staged: Staged, proof: Proof, expect: int, exclusive: b
     previous = ledger.current(folder, snapshot, staged.asset)
     check_seq(staged, previous, expect)
     if not staged.detail.get("replace"):
-        check_foreign(folder, staged.asset, snapshot, previous)
+        check_foreign(folder, staged.asset, snapshot, previous, builds=not replaces(staged))
     _check_stage(folder, staged)
     plan = _plan(staged, proof, snapshot, previous)
     if plan.recreate and not exclusive:
@@ -105,6 +114,7 @@ def _try(folder: Folder, staged: Staged, proof: Proof, expect: int, exclusive: b
             arrow_schema(staged.schema),
             plan.manifest.added,
             plan.remove,
+            partitions=_partitions(staged),
             seq=plan.manifest.entry.seq,
             load=staged.load,
             recreate=plan.recreate,
@@ -150,11 +160,21 @@ def check_seq(staged: Staged, previous: Manifest | None, expect: int) -> None:
     )
 
 
-def check_foreign(folder: Folder, asset: AssetId, snapshot: log.Snapshot | None, previous: Manifest | None) -> None:
+def check_foreign(
+    folder: Folder, asset: AssetId, snapshot: log.Snapshot | None, previous: Manifest | None, *, builds: bool
+) -> None:
     """Refuse to build upon rows that something else wrote.
 
+    Args:
+        folder: the asset's.
+        asset: the asset.
+        snapshot: the newest version.
+        previous: the last load's manifest.
+        builds: files of the table stay in it.
+
     Raises:
-        GuardRefused: the table has no ledger and is not empty, or was written to since the last load.
+        GuardRefused: the table has no ledger and is not empty, or was written to since the last load; or its files
+            were moved, and would stay: those of others lack the partition columns.
     """
     if snapshot is None:
         return
@@ -169,11 +189,17 @@ def check_foreign(folder: Folder, asset: AssetId, snapshot: log.Snapshot | None,
     if snapshot.version <= previous.version:
         return
     changes = log.foreign_commits(folder, previous.version, snapshot.version)
-    if not changes:
+    if not changes and not (builds and snapshot.partitions):
         return
     last = log.open_table(folder, previous.version)
     if last is not None and last.files() == snapshot.files():  # it was restored
         return
+    if not changes:
+        raise GuardRefused(
+            f"the files of {asset} were rewritten by something else, without their partition columns",
+            where=str(folder.path),
+            hint=f"restore version {previous.version} of the Delta table, or remove its folder and run again",
+        )
     raise GuardRefused(
         f"{asset} was written to by something other than Millrace",
         where=str(folder.path),
@@ -199,9 +225,9 @@ def _plan(staged: Staged, proof: Proof, snapshot: log.Snapshot | None, previous:
     recreate = False
     remove: Mapping[str, int] = {}
     if snapshot is not None:
-        same = snapshot.same_columns(arrow_schema(staged.schema))
+        same = snapshot.same_columns(arrow_schema(staged.schema), _partitions(staged))
         sizes = snapshot.sizes()
-        if staged.how in ("create", "replace"):
+        if replaces(staged):
             recreate, remove = not same, sizes
         elif not same:
             raise SeqMoved(f"the columns of {staged.asset} are not those that were staged", hint="run again")

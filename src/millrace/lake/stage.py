@@ -23,15 +23,18 @@ from millrace.core.digest import Digest
 from millrace.core.events import reach
 from millrace.core.ports import StageRequest
 from millrace.core.position import Position
+from millrace.core.schema import check_partitions
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import FORMAT, Publish, Staged, check_format
 from millrace.errors import ContractBroken, ProofFailed, UsageError
 from millrace.lake.aside import Aside
 from millrace.lake.layout import DATA_FILE, Folder, disk, read_json, sync_file, sync_folder, write_json
-from millrace.lake.table import arrow_schema, conform, grouped, microseconds, rows_of, writer
+from millrace.lake.partitions import split
+from millrace.lake.table import arrow_schema, conform, microseconds, rows_of, writer
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 FILE_ROWS = 4 * 131_072  # small enough that an upsert rewrites little, large enough that millions of rows are few files
 HOWS: Mapping[str, Publish] = {
@@ -74,6 +77,7 @@ class Descriptor:
             "base": request.base,
             "how": request.how,
             "schema": request.schema.to_json(),
+            "partitions": list(request.partitions),
             "loaded_at": self.loaded_at,
             "owner": dict(self.owner),
             "files": [dict(file) for file in self.files],
@@ -110,6 +114,7 @@ class LakeStage:
     def __init__(self, folder: Folder, target: str, place: str, request: StageRequest, replace: bool = False) -> None:
         if request.how not in HOWS:
             raise UsageError(f"a lake cannot publish by {request.how!r}", hint=f"it can by {', '.join(HOWS)}")
+        check_partitions(request.schema, request.partitions, str(request.asset))
         self.request = request
         self.schema: pa.Schema = arrow_schema(request.schema)
         self.seq = request.base + 1
@@ -142,8 +147,10 @@ class LakeStage:
         self.loaded_at = microseconds(moment)
 
     def _fits(self, other: Mapping[str, Any]) -> bool:
-        """Whether another stage's files could be this one's: same rows' shape, same seq."""
-        return bool(other["base"] == self.request.base and other["schema"] == self.request.schema.to_json())
+        """Whether another stage's files could be this one's: same rows' shape, same folders, same seq."""
+        same = other["schema"] == self.request.schema.to_json()
+        same = same and other.get("partitions", []) == list(self.request.partitions)
+        return bool(same and other["base"] == self.request.base)
 
     def _last_number(self) -> int:
         load = str(self.request.load)
@@ -196,13 +203,13 @@ class LakeStage:
             self._files += files
             self._segments |= _segments(other)
             self._loaded(datetime.fromisoformat(other["loaded_at"]))  # the files have that time in every row
-            sync_folder(self._folder.path)
+            self._sync_folders(self._folder.path / file["name"] for file in files)
             self._save()
             return
 
     def _linked(self, file: Mapping[str, Any]) -> Mapping[str, Any]:
-        path = self._next_path()
         source = self._folder.path / file["name"]
+        path = self._next_path(str(Path(file["name"]).parent))
         try:
             path.hardlink_to(source)
         except FileNotFoundError:
@@ -210,7 +217,7 @@ class LakeStage:
         except OSError:  # a file system without hard links
             shutil.copyfile(source, path)
             sync_file(path)
-        return {**file, "name": path.name}
+        return {**file, "name": self._name(path)}
 
     def left(self) -> list[SegmentId]:
         """Return the segments of an earlier attempt of the same load that nobody has confirmed yet."""
@@ -254,7 +261,10 @@ class LakeStage:
         return self.write_batches(segment, data, expected)
 
     def write_batches(self, segment: Segment, data: Iterable[pa.RecordBatch], expected: Digest | None = None) -> int:
-        """Write a segment from any batches; see `write`. Columns of the lake's own that they have are kept."""
+        """Write a segment from any batches; see `write`. Columns of the lake's own that they have are kept.
+
+        Rows of one partition come beside each other: where one comes again, it gets another file.
+        """
         return self._record(segment, self._write_files(data), expected)
 
     def add_images(self, images: Mapping[str, str]) -> None:
@@ -267,15 +277,17 @@ class LakeStage:
         """Write rows to new files of at most FILE_ROWS rows; on an error none is left."""
         paths: list[Path] = []
         rows = 0
-        output = None
+        output, last = None, ""
+        batches = (self.conform(batch) for batch in data)
         try:
             with disk(self._folder.path, f"staging {self.request.asset}"):
-                for table in grouped(self.conform(batch) for batch in data):
-                    if output is None or rows + table.num_rows > FILE_ROWS:
+                for folder, table in split(batches, self.request.partitions, str(self.request.asset)):
+                    if output is None or folder != last or rows + table.num_rows > FILE_ROWS:
                         if output is not None:
                             output.close()
-                        paths.append(self.new_file())
-                        output, rows = writer(paths[-1], self.schema, table), 0
+                        with self._guard:
+                            paths.append(self._next_path(folder))
+                        output, last, rows = self._writer(paths[-1], table), folder, 0
                     output.write_table(table, row_group_size=table.num_rows)
                     rows += table.num_rows
                 if output is not None:
@@ -289,14 +301,28 @@ class LakeStage:
             raise
         return paths
 
+    def _writer(self, path: Path, rows: pa.Table) -> pq.ParquetWriter:
+        with self._folder.lock() if self.request.partitions else contextlib.nullcontext():
+            path.parent.mkdir(parents=True, exist_ok=True)  # gc removes empty folders
+            return writer(path, self.schema, rows, self.request.partitions)
+
     def new_file(self, segment: Segment | None = None) -> Path:
         """Return a path for a new Parquet file, for writers of their own; `add_file` makes it count."""
         with self._guard:
             return self._next_path()
 
-    def _next_path(self) -> Path:
+    def _next_path(self, folder: str = "") -> Path:
         self._number += 1
-        return self._folder.path / f"{self.request.load}-{self._number}.parquet"
+        return self._folder.path / folder / f"{self.request.load}-{self._number}.parquet"
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._folder.path).as_posix()
+
+    def _sync_folders(self, files: Iterable[Path]) -> None:
+        """Bring the entries of the folders that some files lie in to the disk, those above them included."""
+        above = {folder for file in files for folder in file.parents if folder.is_relative_to(self._folder.path)}
+        for folder in above | {self._folder.path}:
+            sync_folder(folder)
 
     def add_file(
         self, path: Path | Sequence[Path], segment: Segment, expected: Digest | None = None, rows: int | None = None
@@ -329,14 +355,16 @@ class LakeStage:
             for path in paths:
                 sync_file(path)
                 rows = pq.read_metadata(path).num_rows
-                files.append({"name": path.name, "rows": rows, "size": path.stat().st_size, "segment": segment.id})
+                files.append(
+                    {"name": self._name(path), "rows": rows, "size": path.stat().st_size, "segment": segment.id}
+                )
                 reach("lake.stage.file")
             with self._guard:
                 replaced = [file for file in self._files if file["segment"] == segment.id]
                 self._files = [file for file in self._files if file["segment"] != segment.id] + files
                 self._segments[segment.id] = expected
                 self._left.discard(segment.id)
-                sync_folder(self._folder.path)
+                self._sync_folders(paths)
                 self._save()
                 self._remove(replaced)
         return rows_of(files)
@@ -449,7 +477,12 @@ class LakeStage:
             inputs=dict(request.inputs),
             code=request.code,
             date=request.date,
-            detail={**detail, "files": [dict(file) for file in self._files], "replace": self._replace},
+            detail={
+                **detail,
+                "files": [dict(file) for file in self._files],
+                "partitions": list(request.partitions),
+                "replace": self._replace,
+            },
         )
 
 

@@ -94,7 +94,9 @@ class LakeTarget:
         folder = self.folder(asset)
         snapshot = log.open_table(folder)
         same = snapshot is not None and (snapshot.seq, snapshot.load) == (manifest.entry.seq, manifest.entry.load)
-        if snapshot is None or not same or log.foreign_commits(folder, manifest.version, snapshot.version):
+        moved = snapshot is not None and snapshot.partitions and snapshot.version > manifest.version
+        # files that others write of a split table lack its partition columns
+        if snapshot is None or not same or moved or log.foreign_commits(folder, manifest.version, snapshot.version):
             snapshot = log.open_table(folder, manifest.version)
         if snapshot is None or (snapshot.seq, snapshot.load) != (manifest.entry.seq, manifest.entry.load):
             raise NotFound(
@@ -104,6 +106,11 @@ class LakeTarget:
             )
         return [str(folder.path / name) for name in snapshot.files()]
 
+    def partitions(self, asset: AssetId) -> tuple[str, ...]:
+        """Return the columns that an asset's files are split by; none also when it was never published."""
+        snapshot = log.open_table(self.folder(asset))
+        return () if snapshot is None else snapshot.partitions
+
     def staged_files(self, staged: Staged) -> list[str]:
         """Return the absolute paths of the files that the asset would have after publishing a stage."""
         folder = self.folder(staged.asset)
@@ -111,8 +118,8 @@ class LakeTarget:
         if staged.how in ("create", "replace"):
             kept: list[str] = []
         else:
-            gone = {file["name"] for file in staged.detail.get("removed", ())}
-            kept = [path for path in self.files(staged.asset, staged.base) if Path(path).name not in gone]
+            gone = {str(folder.path / file["name"]) for file in staged.detail.get("removed", ())}
+            kept = [path for path in self.files(staged.asset, staged.base) if path not in gone]
         return [*kept, *(str(folder.path / name) for name in own)]
 
     # quarantine
@@ -205,6 +212,8 @@ class LakeTarget:
             reopened: ids of replayed entries whose fixed rows do not stand any more.
             state: the complete quarantine afterwards, when the changes are fixed rows of its entries.
 
+        The table keeps its partitions; those of the request hold where it becomes the table.
+
         Raises:
             KeyInvalid: no key, a null in one, or the same key twice.
             ContractBroken: the columns are not those of the table.
@@ -218,6 +227,8 @@ class LakeTarget:
         snapshot = log.open_table(folder)
         manifest = ledger.current(folder, snapshot, request.asset)
         check_base(manifest.entry.seq if manifest else 0, request.base, asset)
+        if snapshot is not None and manifest is not None:
+            request = changed(request, partitions=snapshot.partitions)
         stage = self.open_stage(request)
         stage.drop(stage.left())
         if bad is not None and (snapshot is None or manifest is None):
@@ -226,11 +237,11 @@ class LakeTarget:
             check_keys(sql, files, schema.key, asset)
             stage.write_batches(Segment.whole(), file_batches(files, schema))
             return stage.close(position, expected or {}, detail=detail)
-        if not snapshot.same_columns(stage.schema):
+        if not snapshot.same_columns(stage.schema, request.partitions):
             raise ContractBroken(
                 f"the columns of {asset} are not those of its changes", hint="load it anew: --full-refresh"
             )
-        check_foreign(folder, request.asset, snapshot, manifest)
+        check_foreign(folder, request.asset, snapshot, manifest, builds=True)
         if state is not None:
             stage.put_state(state)
             return Upsert(folder, stage, snapshot, files, keys, sql).run(position, expected or {}, detail or {})

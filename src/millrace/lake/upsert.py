@@ -53,7 +53,9 @@ ALL_INSERTED = "select {columns} from {files} c"
 STAYING = "select {columns} from {files} t anti join {files} b using ({keys})"
 COMING = "select {columns} from {files} a semi join (select * from {updates} where _millrace_file = ?) b using ({keys})"
 NEW = "select {columns} from {files} a where _millrace_change = 'insert'"
-
+# of a table with partitions: an updated row may belong into another one now; it comes with the inserted ones
+COMING_HERE = "select {columns} from {files} a semi join (select * from {updates} where _millrace_file = ?) b on {here}"
+NEW_OR_MOVED = "select {columns} from {files} a anti join {updates} b on {here} order by {order}"
 
 SETTLED = "select {entry} from {files} q semi join (select {keys} from {files}) using ({keys})"
 ONLY_BAD = "select {keys} from {files} b anti join (select {keys} from {files}) using ({keys})"
@@ -92,6 +94,17 @@ class Upsert:
         self._sql = sql
         self._schema: Schema = stage.request.schema
         self._keys = listed(quoted(name) for name in self._schema.key)
+        self._partitions = stage.request.partitions
+        self._here = listed(
+            [
+                *(fill("{a} = {b}", a=quoted(name, "a"), b=quoted(name, "b")) for name in self._schema.key),
+                *(
+                    fill("{a} is not distinct from {b}", a=quoted(name, "a"), b=quoted(name, "b"))
+                    for name in self._partitions
+                ),
+            ],
+            " and ",
+        )
         self._asset = str(stage.request.asset)
         self._touched: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
@@ -113,7 +126,7 @@ class Upsert:
             self._stage.add_images({side: path.name for side, path in (("before", before), ("after", after))})
             for name in sorted(self._touched):
                 self._rewrite(name, before, after)
-            self._insert(after)
+            self._insert(before, after)
             counts = Counts(self._counts["insert"], self._counts["update"], self._counts["delete"])
             facts = {
                 **detail,
@@ -245,14 +258,21 @@ class Upsert:
         def rows() -> Iterator[pa.RecordBatch]:
             yield from self._query(STAYING, staying, [str(before)], columns=columns)
             coming = self._columns("a", *OWN)
-            yield from self._query(COMING, [str(after)], [str(before)], name, columns=coming)
+            template = COMING_HERE if self._partitions else COMING
+            yield from self._query(template, [str(after)], [str(before)], name, columns=coming, here=self._here)
 
         self._stage.write_batches(Segment(f"rewrite:{name}", "file", name), rows())
 
-    def _insert(self, after: Path) -> None:
-        if not self._counts["insert"]:
+    def _insert(self, before: Path, after: Path) -> None:
+        columns = self._columns("a", *OWN)
+        if self._partitions:
+            order = listed(quoted(name, "a") for name in self._partitions)
+            files = [str(after)], [str(before)]
+            rows = self._query(NEW_OR_MOVED, *files, columns=columns, here=self._here, order=order)
+        elif self._counts["insert"]:
+            rows = self._query(NEW, [str(after)], columns=columns)
+        else:
             return
-        rows = self._query(NEW, [str(after)], columns=self._columns("a", *OWN))
         self._stage.write_batches(Segment("insert", "changes"), rows)
 
     def _removed(self, name: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 What a step's spec holds, by kind (paths are relative to the project folder):
 
     copy   {"copy": a CopySpec as JSON, "checks": {…}, "contract"}
-    model  {"path", "kind", "key", "checks", "contract"}
+    model  {"path", "kind", "key", "checks", "contract", "partitions", "partitions_at"}; the last two when it is split
     load   {"source": {"layer", "name"}, "table": {"layer", "name"}}
     dbt    {"path": the dbt folder, "models": ["marts.fct_orders", …], "shown": columns that pages read of them}
     gate   {"checks": {…}, "path"}
@@ -191,20 +191,19 @@ class _Maker:
 
     def model(self, model: ModelFile, parsed: ModelInputs) -> None:
         options = model.options
-        if options.partitions:
-            file = model.options_file or model.file
-            place = self.project.documents[file].values.get(("partitions",), model.place)
-            what = f"{model.asset}: partitions are not built yet: the asset's files are not split"
-            raise self.project.problem(what, place, hint="leave partitions out")
-        spec = {
+        spec: dict[str, Any] = {
             "path": model.file,
             "kind": options.kind,
             "key": list(options.key or ()),
             "checks": self._checks_of(model.asset),
         }
+        if options.partitions:  # the code of models without any stays what it was
+            spec["partitions"] = list(options.partitions)
         file = model.options_file or f"{model.file.removesuffix('.sql')}.yaml"  # where it would stand
         found = self.project.documents[file].values.get(("contract",)) if options.contract else None
         contract = _contract(options.contract, f"{file}:{found.line}" if found else file)
+        split = self.project.documents[file].values.get(("partitions",)) if options.partitions else None
+        told = {"partitions_at": f"{file}:{split.line}"} if split else {}
         step = Step(
             key=f"model:{model.asset}",
             kind="model",
@@ -214,7 +213,7 @@ class _Maker:
             target="lake",
             code=_code("model", {**spec, **_sifted(contract), "text": model.text.replace("\r\n", "\n")}),
             dated=parsed.dated,
-            spec={**spec, "contract": contract},
+            spec={**spec, **told, "contract": contract},
         )
         self.add(step, model.place)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from millrace.project.checks import CheckSet
-from millrace.project.fields import Part, Positive, RowContract, Share, Text, Texts, or_empty, unbuilt
+from millrace.project.fields import Part, Positive, RowContract, Share, Text, Texts, or_empty, unbuilt, wrong
 from millrace.project.landing import FileOptions
 
 _MODES = ("full", "incremental", "append", "truncate", "snapshot")
@@ -32,6 +32,11 @@ _change = unbuilt({word: f"a contract's {word} of columns is not built yet: use 
 Change = Annotated[
     Literal["evolve", "freeze"], BeforeValidator(_change, json_schema_input_type=Literal["evolve", "freeze"])
 ]
+
+
+def _no_partitions(_: Any) -> Any:
+    hint = "a model may have them: models/silver/NAME.yaml"
+    raise wrong("partitions of a copy are not built yet: its files are not split", key=True, hint=hint)
 
 
 class Contract(RowContract):
@@ -69,6 +74,7 @@ class TableOptions(FileOptions):
     segment_rows: Positive | None = None
     description: Text | None = None
     checks: CheckSet | None = None
+    partitions: Annotated[Texts | None, BeforeValidator(_no_partitions)] = None
 
     def over(self, defaults: TableOptions) -> TableOptions:
         """Return these options with what they do not say taken from the defaults; contracts key by key."""

@@ -62,6 +62,21 @@ class _Work:
         return tuple(self.step.spec["key"])
 
     @property
+    def partitions(self) -> tuple[str, ...]:
+        return tuple(self.step.spec.get("partitions", ()))
+
+    def run(self, sql: str | None = None) -> ModelResult:
+        return run_model(
+            self.connection,
+            self.model,
+            parameters(self.ctx.logical_time),
+            sql=sql,
+            key=self.key,
+            partitions=self.partitions,
+            partitions_at=self.step.spec.get("partitions_at"),
+        )
+
+    @property
     def sieve(self) -> Sieve | None:
         return sieve_of(self.step, self.asset, self.key, self.ctx, self.entry)
 
@@ -77,6 +92,7 @@ class _Work:
             inputs=self.inputs,
             code=self.step.code,
             date=self.ctx.logical_time[:10] if self.step.dated else None,
+            partitions=self.partitions,
         )
 
 
@@ -140,8 +156,8 @@ def _stage_whole(work: _Work) -> Staged:
     old = work.lake.files(work.asset, work.entry.seq) if upsert and work.entry else []
     # before the result is opened: DuckDB refuses a statement beside an open result
     keys = views.keys(work.connection, KEYS, old, work.key) if old else None
-    result = run_model(work.connection, work.model, parameters(work.ctx.logical_time), key=work.key)
-    if upsert and _same_columns(work, result.schema):
+    result = work.run()
+    if upsert and _same_table(work, result.schema):
         return _upsert(work, result, keys, whole=True)
     stage = work.lake.open_stage(work.request(result.schema, "replace" if work.entry else "create"))
     stage.drop(stage.done())  # a model's rows are not read from a source that could be compared with what is left
@@ -152,8 +168,10 @@ def _stage_whole(work: _Work) -> Staged:
     return stage.close(Versions(work.inputs), {Segment.whole().id: counted.digest})
 
 
-def _same_columns(work: _Work, schema: Schema) -> bool:
-    return work.lake.schema(work.asset).to_json() == schema.to_json()
+def _same_table(work: _Work, schema: Schema) -> bool:
+    """Whether the result fits into the table that is there; else the table is replaced by it in one commit."""
+    same = work.lake.schema(work.asset).to_json() == schema.to_json()
+    return same and work.lake.partitions(work.asset) == work.partitions
 
 
 def _changed_keys(work: _Work) -> dict[AssetId, KeyFilter] | None:
@@ -183,9 +201,8 @@ def _changed_keys(work: _Work) -> dict[AssetId, KeyFilter] | None:
 
 def _stage_changes(work: _Work, filters: dict[AssetId, KeyFilter]) -> Staged:
     """Compute the changed keys' rows; a changed key that gives no row is deleted."""
-    sql = restrict(work.model, filters)
-    result = run_model(work.connection, work.model, parameters(work.ctx.logical_time), sql=sql, key=work.key)
-    if not _same_columns(work, result.schema):
+    result = work.run(restrict(work.model, filters))
+    if not _same_table(work, result.schema):
         return _stage_whole(work)
     return _upsert(work, result, Fragment(next(iter(filters.values())).relation))
 

@@ -59,6 +59,7 @@ class _Work:
             inputs=self.entry.inputs,
             code=self.entry.code,
             date=self.entry.date,
+            partitions=self.lake.partitions(self.entry.asset),
         )
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from millrace.core.schema import Column, Kind, Schema, decimal_of
+from millrace.core.schema import Column, Kind, Schema, check_partitions, decimal_of
 from millrace.errors import ContractBroken, ExtraMissing, Place, StepFailed
 from millrace.transform.sql_model import SqlModel, quote
 
@@ -96,6 +96,8 @@ def run_model(
     *,
     sql: str | None = None,
     key: Sequence[str] = (),
+    partitions: Sequence[str] = (),
+    partitions_at: str | None = None,
     batch_rows: int = BATCH_ROWS,
 ) -> ModelResult:
     """Start a model and return its rows as a stream; they are computed while they are read.
@@ -106,11 +108,13 @@ def run_model(
         parameters: values of `$now` (aware datetime), `$today` (date), `$start`, `$end`; others are ignored.
         sql: what to run instead of the model's text: what `bind` or `restrict` made of it.
         key: the result's key columns.
+        partitions: columns that the result is split by: rows with equal values in them come beside each other.
+        partitions_at: file and line that name them, for errors.
         batch_rows: rows of a batch.
 
     Raises:
         StepFailed: DuckDB refused it; the place is the file's line and column. While reading, too.
-        ContractBroken: the result has columns that no layer can hold, or lacks a key column.
+        ContractBroken: the result has columns that no layer can hold, lacks a key column, or cannot be split so.
     """
     text = model.sql if sql is None else sql
     exact = sql is None
@@ -125,11 +129,14 @@ def run_model(
     for name in key:
         if name not in schema.names:
             raise ContractBroken(f"the model gives no column {name}, which is its key", where=model.path)
+    check_partitions(schema, partitions, "the model", partitions_at or model.path)
+    order = " ".join(("order by", ", ".join(map(quote, partitions)))) if partitions else ""
     # a comment may end the text, so the parenthesis stands on a line of its own
     head = " ".join(("select", select, "from ("))
     above = 1 + head.count("\n")
     with _translated(model, exact=exact, above=above):
-        reader = connection.sql("\n".join((head, text, ") as model")), params=values).to_arrow_reader(batch_rows)
+        query = "\n".join((head, text, ") as model", order))
+        reader = connection.sql(query, params=values).to_arrow_reader(batch_rows)
     return ModelResult(schema.with_key(key), _reading(reader, model, exact, above))
 
 
