@@ -19,7 +19,19 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "millrace"
 CORE = PACKAGE / "core"
-CORE_MODULES = {"names", "schema", "position", "segment", "digest", "staged", "plan", "ports", "events", "secrets"}
+CORE_MODULES = {
+    "names",
+    "schema",
+    "position",
+    "segment",
+    "scrub",
+    "digest",
+    "staged",
+    "plan",
+    "ports",
+    "events",
+    "secrets",
+}
 # Values and protocols only: nothing here opens files, sockets or processes, reads the clock or the environment.
 CORE_IMPORTS = {
     "__future__", "abc", "collections", "contextlib", "dataclasses", "datetime", "decimal", "difflib", "enum", "functools",
@@ -206,7 +218,7 @@ def imported(path: Path, name: str, known: set[str]) -> set[str]:
 
 
 def test_core_is_small() -> None:
-    """Core stays ten modules and 1,500 lines."""
+    """Core stays eleven modules and 1,500 lines."""
     found = {path.stem for path in modules(CORE)} - {"__init__"}
     assert found <= CORE_MODULES
     assert sum(lines(path) for path in modules(CORE)) <= 1500

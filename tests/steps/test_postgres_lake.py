@@ -69,10 +69,10 @@ class Bench:
     def spec(self, **options: Any) -> CopySpec:
         return CopySpec("shop_db", TableRef("public", "events"), ASSET, **{"segment_rows": 1_000, **options})
 
-    def context(self, spec: CopySpec, run: str | None = None) -> tuple[Step, StepContext]:
+    def context(self, spec: CopySpec, run: str | None = None, **more: Any) -> tuple[Step, StepContext]:
         self.runs += 1
         step = Step(f"copy:{ASSET}", "copy", str(ASSET), (ASSET,), target="lake", spec=spec.to_json())
-        return step, StepContext(step, {"lake": self.lake}, run=run or f"0000{self.runs:04x}")
+        return step, StepContext(step, {"lake": self.lake}, run=run or f"0000{self.runs:04x}", **more)
 
     def run(self, run: str | None = None, **options: Any) -> tuple[LedgerEntry, StepContext]:
         spec = self.spec(**options)
@@ -84,7 +84,8 @@ class Bench:
         return publish(self.lake, staged)[0], ctx
 
     def fresh(self, **options: Any) -> Any:
-        return postgres_lake.fresh(self.spec(**options), self.reader, self.lake)
+        now = "2026-11-20T06:00:00Z"
+        return postgres_lake.fresh(self.spec(**options), self.reader, self.lake, now=now)
 
     def lake_rows(self, columns: Sequence[str]) -> list[tuple[str | None, ...]]:
         """Return the lake's rows as sorted texts, by Arrow and this file only."""
@@ -449,7 +450,7 @@ def test_changes_are_merged(bench: Bench) -> None:
     bench.execute("update events set note = 'new', updated_at = '2026-03-01' where id % 500 = 0")
     bench.execute("insert into events (id, note, amount, updated_at) values (9000, 'more', -0.5, '2026-03-01')")
     found = bench.fresh(**INCREMENTAL)
-    assert (found.fresh, found.publishes, found.proves) == (False, "merge", "applied")
+    assert (found.fresh, found.publishes, found.proves) == (False, "merge", "applied · scrub due in 3 hours")
     entry, ctx = bench.run(**INCREMENTAL)
     assert (entry.seq, entry.level) == (2, "applied")
     assert (entry.counts.inserted, entry.counts.updated) == (1, 6)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from millrace.core.digest import Digest
+from millrace.core.scrub import Scrub
 from millrace.errors import NewerFormat
 
 
@@ -21,6 +22,7 @@ class Cursor:
             so a transaction that committed late is brought even with an old cursor value.
         server: the cluster's system identifier; a snapshot says nothing on another cluster.
         tail: digest of the rows that the next look from this position would read now; equal later: nothing changed.
+        scrub: when which part of the table was compared whole; None: that is not kept.
     """
 
     column: str
@@ -28,10 +30,11 @@ class Cursor:
     snapshot: str | None = None
     server: str | None = None
     tail: Digest | None = None
+    scrub: Scrub | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the position as JSON types."""
-        return {
+        found = {
             "kind": "cursor",
             "column": self.column,
             "value": self.value,
@@ -39,6 +42,7 @@ class Cursor:
             "server": self.server,
             "tail": None if self.tail is None else self.tail.to_json(),
         }
+        return found if self.scrub is None else {**found, "scrub": self.scrub.to_json()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +138,14 @@ def position_from_json(data: Mapping[str, Any]) -> Position:
     """
     match data["kind"]:
         case "cursor":
-            tail = data.get("tail")
+            tail, scrub = data.get("tail"), data.get("scrub")
             return Cursor(
                 data["column"],
                 data["value"],
                 data.get("snapshot"),
                 data.get("server"),
                 None if tail is None else Digest.from_json(tail),
+                None if scrub is None else Scrub.from_json(scrub),
             )
         case "whole":
             digest = data.get("digest")

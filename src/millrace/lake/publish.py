@@ -313,12 +313,15 @@ def _source(staged: Staged, proof: Proof, previous: Manifest | None) -> Digest |
     # what was read takes the place of rows of the same keys: those that the merge replaced or left, less rows that
     # stood there fixed, and those that lay in quarantine
     changes = Digest.from_json(staged.detail["changes"])
+    found = _found(staged)
+    if found is not None and previous is not None and previous.whole and previous.entry.digest is not None:
+        before += found - previous.entry.digest  # what a scrub mended went with the before-images as it was found
     return before + read - changes + proof.digest - out
 
 
 def _whole(staged: Staged, proof: Proof, previous: Manifest | None, replaces: bool) -> tuple[Digest | None, bool]:
     """Return the asset's digest where it follows from the last one and the load's, else the load's."""
-    last = previous.entry.digest if previous and previous.whole else None
+    last = _found(staged) or (previous.entry.digest if previous and previous.whole else None)
     if replaces:
         return proof.digest, proof.digest is not None
     if staged.how == "position":
@@ -326,3 +329,9 @@ def _whole(staged: Staged, proof: Proof, previous: Manifest | None, replaces: bo
     if last is None or proof.digest is None or last.shape != proof.digest.shape:
         return proof.digest, False
     return last + proof.digest, True
+
+
+def _found(staged: Staged) -> Digest | None:
+    """Return the digest of the asset's files as a scrub found them, where it found other rows than were published."""
+    found = staged.detail.get("found")
+    return None if found is None else Digest.from_json(found)

@@ -490,22 +490,27 @@ def _check(schema: Schema) -> None:
             raise ContractBroken(f"column {column.name} has no known hash: {column.hashed or 'none'}")
 
 
-def _hash_rows(batch: pa.RecordBatch, schema: Schema) -> U64:
-    """Return the record hashes of up to CHUNK rows."""
+def record_hashes(batch: pa.RecordBatch, schema: Schema) -> U64:
+    """Return `hash_record_extended(row(…), 7)` of each row; of key columns, what splits a table into buckets."""
     found = np.zeros(batch.num_rows, "<u8")
     present = {name: place for place, name in enumerate(batch.schema.names)}
     for column in schema.columns:
         found *= np.uint64(31)
         if column.name in present:  # a file older than the column: readers see null
             found += _hash_column(batch.column(present[column.name]), column)
+    return found
+
+
+def hash_rows(batch: pa.RecordBatch, schema: Schema) -> U64:
+    """Return the hash of each of up to CHUNK rows."""
     # The record hash is linear in its columns' hashes, so its sum does not change when two rows swap a value: each
     # row's hash is hashed once more, as int8send gives it (the same eight bytes as float8send of the same bits).
-    return hash_floats(found.view("<f8"))
+    return hash_floats(record_hashes(batch, schema).view("<f8"))
 
 
 def _add_batch(batch: pa.RecordBatch, schema: Schema) -> int:
     """Return the exact sum of the signed record hashes of up to CHUNK rows."""
-    found = _hash_rows(batch, schema)
+    found = hash_rows(batch, schema)
     signed = found.view("<i8")
     high, low = int((signed >> 32).sum()), int((found & np.uint64(_MASK)).sum())
     return (high << 32) + low
@@ -547,7 +552,7 @@ def row_hashes(table: pa.Table, schema: Schema) -> list[int]:
     _check(schema)
     found: list[int] = []
     for batch in table.to_batches(max_chunksize=CHUNK):
-        found += _hash_rows(batch, schema).view("<i8").tolist()
+        found += hash_rows(batch, schema).view("<i8").tolist()
     return found
 
 

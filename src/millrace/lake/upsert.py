@@ -58,6 +58,9 @@ COMING_HERE = "select {columns} from {files} a semi join (select * from {updates
 NEW_OR_MOVED = "select {columns} from {files} a anti join {updates} b on {here} order by {order}"
 
 SETTLED = "select {entry} from {files} q semi join (select {keys} from {files}) using ({keys})"
+MISSING = "select count(*) from {files} c anti join {files} t using ({keys}){aside}"
+CHANGED = "select count(*) from {files} t join {files} c using ({keys}){aside} where {differs}"
+ASIDE = " anti join {files} q using ({keys})"
 ONLY_BAD = "select {keys} from {files} b anti join (select {keys} from {files}) using ({keys})"
 
 
@@ -178,10 +181,7 @@ class Upsert:
         files = list(self._table)
         columns = self._columns("t", *OWN, FILE)
         if self._changes:
-            rest = [column for column in self._schema.columns if column.name not in self._schema.key]
-            # a key holds no null and no -0 that its twin could differ in, and joins by equality
-            differs = listed(map(_differs, rest), " or ") if rest else Fragment("false")
-            for batch in self._query(MATCHED, files, self._changes, columns=columns, differs=differs):
+            for batch in self._query(MATCHED, files, self._changes, columns=columns, differs=_differ(self._schema)):
                 yield self._labelled(self._really(batch), "update")
         if self._deletes:
             for batch in self._query(GONE, files, self._deletes, columns=columns):
@@ -291,6 +291,26 @@ def _differs(column: Column) -> Fragment:
     if column.kind in (Kind.FLOAT32, Kind.FLOAT64):
         return fill("cast({old} as varchar) is distinct from cast({new} as varchar)", old=old, new=new)
     return fill("{old} is distinct from {new}", old=old, new=new)
+
+
+def _differ(schema: Schema) -> Fragment:
+    """Return the comparison of rows of one key in table and changes."""
+    rest = [column for column in schema.columns if column.name not in schema.key]
+    # a key holds no null and no -0 that its twin could differ in, and joins by equality
+    return listed(map(_differs, rest), " or ") if rest else Fragment("false")
+
+
+def compared(
+    sql: SqlEngine, files: Sequence[str], changes: Sequence[str], aside: Sequence[str], schema: Schema
+) -> tuple[int, int]:
+    """Return how many rows of `changes` the files lack or hold otherwise; keys of `aside` do not count."""
+    keys = listed(map(quoted, schema.key))
+    left = _fill(ASIDE, keys=keys) if aside else Fragment("")
+    more = [list(aside)] if aside else []
+    missing = sql.sql(_fill(MISSING, keys=keys, aside=left), params=[list(changes), list(files), *more])
+    statement = _fill(CHANGED, keys=keys, aside=left, differs=_differ(schema))
+    changed = sql.sql(statement, params=[list(files), list(changes), *more])
+    return missing.fetchall()[0][0], changed.fetchall()[0][0]
 
 
 def _shown(name: str, alias: str = "") -> Fragment:

@@ -409,6 +409,8 @@ def _copy_spec(copy: CopyTable) -> dict[str, Any]:
         for name in ("max_delete", "workers", "segment_rows")
         if getattr(options, name) is not None
     }
+    if options.verify is not None:
+        spec["verify"] = options.verify.seconds
     return spec
 
 

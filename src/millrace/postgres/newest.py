@@ -39,6 +39,24 @@ def newest(base: Source, key: Sequence[PgColumn], cursor: str, changes: Source |
     return Source(rows.label, rows.columns, query=query, database=rows.database)
 
 
+def newest_unchanged(base: Source, key: Sequence[PgColumn], cursor: str, changes: Source) -> Source:
+    """Return the newest row of each key that no changed row has."""
+    rows = newest(base, key, cursor)
+    return rows.narrowed(lacking(key, sql.SQL("q"), changes.select([column.identifier for column in key])))
+
+
+def lacking(key: Sequence[PgColumn], rows: sql.Composable, keys: sql.Composable) -> sql.Composable:
+    """Return the predicate of rows whose key a query does not give.
+
+    Args:
+        key: the key columns.
+        rows: what the rows are called outside: an alias, or the table's own name.
+        keys: a SELECT of the key columns.
+    """
+    same = sql.SQL(" and ").join(sql.SQL("c.{0} = {1}.{0}").format(column.identifier, rows) for column in key)
+    return sql.SQL("not exists (select from ({}) as c where {})").format(keys, same)
+
+
 def left_out(connection: Connection, base: Source, key: Sequence[PgColumn], changes: Source | None = None) -> int:
     """Return how many rows `newest` leaves out.
 

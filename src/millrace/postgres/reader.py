@@ -287,9 +287,15 @@ class PostgresReader:
 
     def changes(self, source: Source, position: Cursor, snap: PostgresSnapshot) -> Source:
         """Return the rows to look at since a position: see `change_predicate`."""
+        return source.narrowed(self._changed(source, position, snap))
+
+    def unchanged(self, source: Source, position: Cursor, snap: PostgresSnapshot) -> Source:
+        """Return the other rows of the source: those that `changes` leaves out."""
+        return source.narrowed(sql.SQL("not {}").format(self._changed(source, position, snap)))
+
+    def _changed(self, source: Source, position: Cursor, snap: PostgresSnapshot) -> sql.Composable:
         versions = source.paged and position.server == snap.server
-        found = change_predicate(position, source[position.column], now=snap.state, versions=versions)
-        return source.narrowed(found)
+        return change_predicate(position, source[position.column], now=snap.state, versions=versions)
 
     def moved(self, source: Source, position: Cursor, snap: PostgresSnapshot) -> tuple[Digest, int]:
         """Digest the rows to look at since a position, and count those that move.

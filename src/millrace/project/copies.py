@@ -7,7 +7,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from millrace.project.checks import CheckSet
-from millrace.project.fields import Part, Positive, RowContract, Share, Text, Texts, or_empty, unbuilt, wrong
+from millrace.project.fields import (
+    Duration,
+    Part,
+    Positive,
+    RowContract,
+    Share,
+    Text,
+    Texts,
+    or_empty,
+    seconds,
+    unbuilt,
+    wrong,
+)
 from millrace.project.landing import FileOptions
 
 _MODES = ("full", "incremental", "append", "truncate", "snapshot")
@@ -51,6 +63,26 @@ class Contract(RowContract):
     type_changes: Change | None = None
 
 
+def _never(value: Any) -> Any:
+    return {"every": value} if value == "never" else value
+
+
+class Verify(Part):
+    """The scrub of an incremental table.
+
+    Attributes:
+        every: within this time each part of the table is compared with its source once, spread over the runs; or
+            `never`. `verify: never` is the same.
+    """
+
+    every: Literal["never"] | Duration
+
+    @property
+    def seconds(self) -> float | None:
+        """The time in seconds; None: never."""
+        return None if self.every == "never" else float(seconds(self.every))
+
+
 class TableOptions(FileOptions):
     """One table of a copies file; `defaults` has the same keys except `as`, `select` and `count`.
 
@@ -59,6 +91,7 @@ class TableOptions(FileOptions):
         where, select, count: the author's SQL: a condition, a column list or one SELECT, and a count query that
             must equal the rows read.
         max_delete: share of the target's rows that one publish may delete.
+        verify: how often an incremental table is compared with its source as a whole; 7 days by default.
     """
 
     as_: Text | None = Field(default=None, alias="as")
@@ -72,6 +105,7 @@ class TableOptions(FileOptions):
     max_delete: Share | None = None
     workers: Positive | None = None
     segment_rows: Positive | None = None
+    verify: Annotated[Verify, BeforeValidator(_never, json_schema_input_type=Verify | Literal["never"])] | None = None
     description: Text | None = None
     checks: CheckSet | None = None
     partitions: Annotated[Texts | None, BeforeValidator(_no_partitions)] = None

@@ -125,8 +125,8 @@ def check_lake_stage(
             contract=contract if contract.get("bad_rows") == "block" else None,
             rows=staged.rows,
         )
-        if told := set_aside(staged.detail.get("quarantine")):
-            ctx.report.note(told)
+        if told := [text for text in (set_aside(staged.detail.get("quarantine")), staged.detail.get("scrub")) if text]:
+            ctx.report.note("; ".join(told))
         return results
     finally:
         connection.close()

@@ -41,7 +41,7 @@ class CopyStep:
         from millrace.steps.routes import postgres_lake
 
         if isinstance(target, LakeTarget):
-            return postgres_lake.fresh(spec, reader, target, step.spec.get("contract"))
+            return postgres_lake.fresh(spec, reader, target, step.spec.get("contract"), now=ctx.logical_time)
         raise _no_way(spec, target.name)
 
     def stage(self, step: Step, ctx: Context) -> tuple[Staged, ...]:

@@ -115,8 +115,13 @@ class Sieve:
         files: Sequence[Path],
         schema: Schema,
         older: pa.Table | None,
+        *,
+        again: bool = False,
     ) -> tuple[pa.Table, list[str]]:
         """Take the bad rows out of files with changes.
+
+        Args:
+            again: rows that lie in quarantine already are read again: they are none too many.
 
         Returns:
             the rows, for `LakeTarget.upsert(bad=…)`, and the ids of replayed entries whose fixed rows break the rules
@@ -127,7 +132,7 @@ class Sieve:
         """
         import pyarrow.parquet as pq
 
-        broken = self._find(connection, files, schema, older)
+        broken = self._find(connection, files, schema, older, again=again)
         bad: list[pa.Table] = []
         for path in files:
             if str(path) not in broken.places:
@@ -139,11 +144,17 @@ class Sieve:
                         writer.write_batch(batch)
                 half.replace(path)
         rows = self._together(bad, schema)
-        self._limit(connection, rows, broken.rows, older, schema)
+        self._limit(connection, rows, broken.rows, older, schema, again=again)
         return rows, self._reopened(connection, older, schema)
 
     def _find(
-        self, connection: duckdb.DuckDBPyConnection, files: Iterable[Path], schema: Schema, older: pa.Table | None
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        files: Iterable[Path],
+        schema: Schema,
+        older: pa.Table | None,
+        *,
+        again: bool = False,
     ) -> _Broken:
         """Look for broken rows; where they are clearly too many, none is fetched. Raises ContractBroken."""
         table = self._attached(connection, [str(path) for path in files], schema)
@@ -154,7 +165,7 @@ class Sieve:
         ((rows, count),) = query(sql.count_broken(rules, table), ())
         if not count:
             return _Broken(rows, rules, {})
-        if count - len(_settled(older, schema)) > most_bad(self.max_bad, rows):
+        if count - len(_settled(older, schema, again=again)) > most_bad(self.max_bad, rows):
             raise self._too_many(connection, rules, count, rows)
         places: dict[str, list[tuple[int, tuple[bool, ...]]]] = {}
         for path, row, *flags in query(sql.broken_rows(rules, table, (inputs.FILE, inputs.ROW)), ()):
@@ -209,9 +220,11 @@ class Sieve:
         rows: int,
         older: pa.Table | None,
         schema: Schema,
+        *,
+        again: bool = False,
     ) -> None:
         """Raise ContractBroken when more rows are bad than allowed; replayed and dropped ones do not count."""
-        settled = _settled(older, schema)
+        settled = _settled(older, schema, again=again)
         found = zip(
             quarantine.row_keys(bad, schema.key), quarantine.row_digests(bad, schema) if settled else (), strict=False
         )
@@ -299,8 +312,8 @@ def sieve_of(step: Step, asset: AssetId, key: Sequence[str], ctx: Context, entry
     )
 
 
-def _settled(older: pa.Table | None, schema: Schema) -> set[tuple[tuple[str | None, ...], str]]:
-    """Return key and digest of the entries that somebody has dealt with."""
+def _settled(older: pa.Table | None, schema: Schema, *, again: bool = False) -> set[tuple[tuple[str | None, ...], str]]:
+    """Return key and digest of the entries that somebody has dealt with; with `again` of all."""
     if older is None:
         return set()
     found = zip(
@@ -309,7 +322,7 @@ def _settled(older: pa.Table | None, schema: Schema) -> set[tuple[tuple[str | No
         older.column(quarantine.STATUS).to_pylist(),
         strict=True,
     )
-    return {(key, digest) for key, digest, status in found if status != "open"}
+    return {(key, digest) for key, digest, status in found if again or status != "open"}
 
 
 def _written(rows: pa.Table, folder: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from millrace.core.names import AssetId, TableRef
 from millrace.core.ports import Mode
+from millrace.core.scrub import EVERY
 from millrace.steps.landing import FilesSpec
 
 
@@ -27,6 +28,8 @@ class CopyOptions:
         full_refresh: forget the position and read everything.
         workers: connections that read at once.
         segment_rows: aimed rows of a segment.
+        verify: seconds within which every part of an incremental table is compared with its source; None: never.
+        verify_all: compare all parts in this run.
     """
 
     mode: Mode = "full"
@@ -41,6 +44,8 @@ class CopyOptions:
     full_refresh: bool = False
     workers: int = 2
     segment_rows: int = 250_000
+    verify: float | None = EVERY
+    verify_all: bool = False
 
     @property
     def tracked(self) -> str | None:

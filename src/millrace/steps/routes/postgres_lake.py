@@ -20,6 +20,7 @@ from millrace.core.plan import Freshness, Step
 from millrace.core.ports import Context, StageRequest
 from millrace.core.position import Cursor, Position, Whole
 from millrace.core.schema import Schema
+from millrace.core.scrub import told_due
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import LedgerEntry, Staged
 from millrace.errors import ExtraMissing, GuardRefused, ProofFailed, UsageError
@@ -30,7 +31,9 @@ from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_se
 from millrace.postgres.session import translated
 from millrace.postgres.source import Source, author_select
 from millrace.steps.contracts import check_columns
+from millrace.steps.routes.lake_scrub import Scrubbed, scrub
 from millrace.steps.routes.parquet import Export, Folder
+from millrace.steps.scrubbing import moment, split, state_of
 from millrace.steps.sieve import Sieve, sieve_of
 from millrace.steps.spec import CopySpec
 
@@ -133,9 +136,18 @@ def _whole_digest(source: Source, snap: PostgresSnapshot) -> Digest:
 
 
 def fresh(
-    spec: CopySpec, reader: PostgresReader, target: LakeTarget, contract: Mapping[str, Any] | None = None
+    spec: CopySpec,
+    reader: PostgresReader,
+    target: LakeTarget,
+    contract: Mapping[str, Any] | None = None,
+    *,
+    now: str,
 ) -> Freshness:
     """Say whether the source is still what the ledger's position says, and what a run would do.
+
+    Args:
+        spec, reader, target, contract: of the step.
+        now: the logical time, ISO 8601 UTC: what of the scrub is due.
 
     Raises:
         ContractBroken, KeyInvalid, NotFound, PermissionMissing, UsageError: what would also stop the run.
@@ -146,11 +158,16 @@ def fresh(
     with reader.snapshot() as snap:
         work = _look(spec, reader, target, snap, entry, contract or {})
         rows: int | None = None
+        proves = PROVES[work.how]
         if work.since is not None:
             found, rows = reader.moved(work.base, work.since, snap)
-            if found == work.since.tail:
+            said = _scrub_due(spec, work, snap, moment(now))
+            if found == work.since.tail and not said.startswith("scrub of"):
                 since = f" since {work.since.value}" if work.since.value is not None else ""
                 return Freshness(True, f"nothing changed{since}", 0)
+            if found == work.since.tail:
+                return Freshness(False, f"{said} is due", 0, PUBLISHES[work.how], proves)
+            proves = f"{proves} · {said}" if said else proves
         elif work.source.relation is not None and work.source.where is None and work.source.relation.rows >= 0:
             rows = work.source.relation.rows
         position = work.entry.position if work.entry is not None else None
@@ -165,7 +182,16 @@ def fresh(
                 return Freshness(True, UNTOUCHED, 0)
             if written == "unknown" and _whole_digest(work.source, snap) == position.digest:
                 return Freshness(True, "source digest unchanged", 0)
-    return Freshness(False, work.reason, rows, PUBLISHES[work.how], PROVES[work.how])
+    return Freshness(False, work.reason, rows, PUBLISHES[work.how], proves)
+
+
+def _scrub_due(spec: CopySpec, work: Work, snap: PostgresSnapshot, now: str) -> str:
+    """Return what is to be said about the scrub of an incremental copy."""
+    state = state_of(spec, work.since, now)
+    if state is None or work.entry is None:
+        return ""
+    state = split(state, spec, work.base, work.schema.key, snap, work.entry.rows)
+    return told_due(state, now, 0.0 if spec.verify_all else spec.verify)
 
 
 # --- staging -------------------------------------------------------------------------------------------------------
@@ -187,7 +213,7 @@ def stage(spec: CopySpec, reader: PostgresReader, target: LakeTarget, step: Step
     with reader.snapshot(READING) as snap:
         work = _look(spec, reader, target, snap, entry, step.spec.get("contract") or {})
         source = _keyed(spec, work, snap, ctx)
-        position = _position(spec, reader, work, snap)
+        position = _position(spec, reader, work, snap, moment(ctx.logical_time))
         request = StageRequest(
             asset=spec.asset,
             load=ctx.load,
@@ -222,14 +248,15 @@ def _engine(ctx: Context) -> contextlib.closing[duckdb.DuckDBPyConnection]:
     return contextlib.closing(connect(memory_limit=MERGE_MEMORY, scratch=ctx.scratch() / "spill"))
 
 
-def _position(spec: CopySpec, reader: PostgresReader, work: Work, snap: PostgresSnapshot) -> Position:
+def _position(spec: CopySpec, reader: PostgresReader, work: Work, snap: PostgresSnapshot, now: str) -> Position:
     """Return the position after this load; the digest of a whole load is filled in when it is known."""
     if spec.tracked is None:
         return Whole(None, snap.state, heap_of(work.source, snap))
     found = reader.cursor(work.base, spec.tracked, snap)
     if found.value is None and work.since is not None:  # the source was emptied
         found = replace(found, value=work.since.value)
-    return replace(found, tail=_whole_digest(reader.changes(work.base, found, snap), snap))
+    tail = _whole_digest(reader.changes(work.base, found, snap), snap)
+    return replace(found, tail=tail, scrub=state_of(spec, work.since, now))
 
 
 def _filled(position: Position, total: Digest) -> Position:
@@ -296,15 +323,25 @@ def _merge(
         with _engine(ctx) as engine:
             bad: pa.Table | None = None
             reopened: list[str] = []
+            found = Scrubbed(None)
+            if work.since is not None and work.entry is not None:
+                found = scrub(spec, reader, target, work.base, work.since, work.entry, snap, folder, engine, ctx)
             if sieve is not None:
-                bad, reopened = sieve.changes(engine, folder.files, work.schema, opened.quarantined())
+                again = bool(found.expected)
+                bad, reopened = sieve.changes(engine, folder.files, work.schema, opened.quarantined(), again=again)
+            if "scrub" in found.detail:
+                ctx.report.note(found.detail["scrub"])
+            if isinstance(position, Cursor) and found.state is not None:
+                position = replace(position, scrub=found.state)
             return target.upsert(
                 request,
                 folder.files,
                 work.schema,
                 engine,
                 position=_filled(position, total),
-                expected=expected,
+                expected={**expected, **found.expected},
+                deletes=found.deletes,
+                detail=found.detail,
                 bad=bad,
                 reopened=reopened,
             )

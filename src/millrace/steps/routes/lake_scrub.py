@@ -1,0 +1,193 @@
+"""The scrub of a lake's asset: parts of it are compared with the source, and what differs is read again.
+
+Rows that changed since the position are left out on both sides: the load brings and proves them anyway. For the others
+of each part D(source) = D(asset less fixed rows) + D(rows in quarantine) must hold. Where it does not, the part's
+rows are read, and go the way of all changes: the upsert compares them value by value with what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from millrace.core import scrub as parts
+from millrace.core.digest import Digest
+from millrace.core.ports import Context
+from millrace.core.position import Cursor
+from millrace.core.scrub import Scrub
+from millrace.core.segment import Segment, SegmentId
+from millrace.core.staged import LedgerEntry
+from millrace.errors import GuardRefused
+from millrace.postgres.parts import any_of
+from millrace.postgres.reader import PostgresReader, PostgresSnapshot
+from millrace.postgres.source import Source
+from millrace.steps.scrubbing import due, moment, split, state_of, unchanged
+from millrace.steps.spec import CopySpec
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+    from millrace.core.schema import Schema
+    from millrace.lake.target import LakeTarget
+    from millrace.steps.routes.parquet import Folder
+
+READ = Segment("scrub", "changes")
+
+
+@dataclass(frozen=True, slots=True)
+class Scrubbed:
+    """What a scrub found, and what the upsert has to do besides.
+
+    Attributes:
+        state: for the position after the load.
+        expected: the source's digest of rows that were read again.
+        deletes: files with keys of rows that the source has no more.
+        detail: facts for proof and publish; `scrub` is one line for people.
+    """
+
+    state: Scrub | None
+    expected: Mapping[SegmentId, Digest] = field(default_factory=dict)
+    deletes: Sequence[str] = ()
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LakeSide:
+    """An asset as its source should be: its files less fixed rows, with the rows in quarantine.
+
+    Attributes:
+        files: the asset's.
+        fixes: a file with the rows that stand for replayed entries, or none.
+        entries: the quarantine's file, or none.
+    """
+
+    engine: duckdb.DuckDBPyConnection
+    schema: Schema
+    files: Sequence[str]
+    fixes: Sequence[str]
+    entries: Sequence[str]
+
+    @classmethod
+    def of(
+        cls, target: LakeTarget, spec: CopySpec, entry: LedgerEntry, engine: duckdb.DuckDBPyConnection, scratch: Path
+    ) -> LakeSide:
+        """Return the asset at a load; the fixed rows are written into the scratch folder."""
+        from millrace.lake import quarantine, segments
+
+        manifest = target.manifest(spec.asset, entry.seq)
+        state = target.quarantine(spec.asset, entry.seq)
+        fixes: list[str] = []
+        entries: list[str] = []
+        if state is not None and manifest.quarantine is not None:
+            entries = [str(target.folder(spec.asset).quarantine / manifest.quarantine["file"])]
+            fixes = [segments.write(scratch / "fixes.parquet", quarantine.fixes(state, manifest.schema))]
+        return cls(engine, manifest.schema, target.files(spec.asset, entry.seq), fixes, entries)
+
+    def digests(self, segments: Sequence[Segment], without: Sequence[str] = ()) -> dict[SegmentId, Digest]:
+        """Digest segments, without the keys of some files."""
+        found = self._digests(self.files, segments, without)
+        if self.entries:
+            less, more = (self._digests(files, segments, without) for files in (self.fixes, self.entries))
+            found = {name: digest - less[name] + more[name] for name, digest in found.items()}
+        return found
+
+    def _digests(
+        self, files: Sequence[str], segments: Sequence[Segment], without: Sequence[str]
+    ) -> dict[SegmentId, Digest]:
+        from millrace.lake import segments as lake
+
+        rows = lake.batches(self.engine, files, self.schema, self.schema.names, segments, without)
+        return lake.digests(rows, self.schema, segments)
+
+
+def scrub(
+    spec: CopySpec,
+    reader: PostgresReader,
+    target: LakeTarget,
+    base: Source,
+    since: Cursor,
+    entry: LedgerEntry,
+    snap: PostgresSnapshot,
+    folder: Folder,
+    engine: duckdb.DuckDBPyConnection,
+    ctx: Context,
+) -> Scrubbed:
+    """Compare the parts that are due; read those that differ into the folder that holds the changes.
+
+    Raises:
+        GuardRefused: more rows are gone at the source than `max_delete` allows.
+    """
+    from millrace.lake.prove import digest, hashable
+    from millrace.lake.upsert import compared
+
+    now = moment(ctx.logical_time)
+    side = LakeSide.of(target, spec, entry, engine, ctx.scratch())
+    schema, key = side.schema, side.schema.key
+    state = state_of(spec, since, now)
+    if state is None or not hashable(schema):
+        return Scrubbed(state)
+    state = split(state, spec, base, key, snap, entry.rows)
+    numbers = due(spec, state, now)
+    after = state.after(numbers, now)
+    if not numbers:
+        return Scrubbed(after)
+    segments = state.segments()
+    wanted = [segments[number] for number in numbers]
+    rows = unchanged(reader, base, key, since, snap)
+    changes = [str(path) for path in folder.files]
+    ours = reader.digest(rows, wanted, snap, key)
+    theirs = side.digests(wanted, changes)
+    different = [segment for segment in wanted if ours[segment.id] != theirs[segment.id]]
+    detail: dict[str, Any] = {"level": "table"} if len(numbers) == len(segments) else {}
+    missing = changed = deleted = 0
+    expected: Mapping[SegmentId, Digest] = {}
+    gone: list[str] = []
+    if different:
+        expected, read = _read(reader, rows.narrowed(any_of(different, base.pick(key))), snap, folder, ctx)
+        gone, deleted = _gone(side, different, [*changes, *read], ctx.scratch())
+        _guard(spec, entry, deleted)
+        missing, changed = compared(engine, side.files, read, side.entries, schema)
+        if missing or changed:  # the files may hold other rows than were published
+            detail["found"] = digest([Path(path) for path in side.files], schema).to_json()
+    detail["scrub"] = parts.told(len(numbers), len(segments), missing=missing, changed=changed, deleted=deleted)
+    return Scrubbed(after, expected, gone, detail)
+
+
+def _read(
+    reader: PostgresReader, rows: Source, snap: PostgresSnapshot, folder: Folder, ctx: Context
+) -> tuple[Mapping[SegmentId, Digest], list[str]]:
+    """Read rows of the source into the folder; return their digest and the new files."""
+    from millrace.steps.routes.parquet import Export
+
+    before = len(folder.files)
+    expected = Export(reader, rows, snap, folder, ctx, 1).run([READ])
+    return expected, [str(path) for path in folder.files[before:]]
+
+
+def _gone(side: LakeSide, segments: Sequence[Segment], without: Sequence[str], scratch: Path) -> tuple[list[str], int]:
+    """Return a file with the keys that the source has no more, and how many rows of the asset have them."""
+    import pyarrow as pa
+
+    from millrace.lake.segments import keys_in, write
+
+    lost = keys_in(side.engine, side.files, side.schema, segments, without)
+    settled = keys_in(side.engine, side.entries, side.schema, segments, without)
+    keys: pa.Table = pa.concat_tables([lost, settled]).drop_null()
+    if not keys.num_rows:
+        return [], 0
+    names = list(side.schema.key)
+    keys = keys.group_by(names).aggregate([]).select(names).cast(keys.schema)
+    return [write(scratch / "gone.parquet", keys)], lost.num_rows
+
+
+def _guard(spec: CopySpec, entry: LedgerEntry, deleted: int) -> None:
+    if entry.rows > 0 and deleted > spec.max_delete * entry.rows and not spec.allow_deletes:
+        raise GuardRefused(
+            f"{spec.asset} would lose {deleted:,} of its {entry.rows:,} rows, more than "
+            f"max_delete {spec.max_delete:.0%}",
+            detail=["the scrub found that they are gone at the source"],
+            hint="if that is meant, run again with --allow-deletes",
+        )
