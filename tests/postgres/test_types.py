@@ -63,6 +63,7 @@ CASES = [
     ("point", "text", Kind.TEXT, True),
     ("inet", "text", Kind.TEXT, True),
     ("tsvector", "text", Kind.TEXT, True),
+    ("tsquery", "text", Kind.TEXT, False),
     ("int4range", "text", Kind.TEXT, True),
     ("int4multirange", "text", Kind.TEXT, True),
     ("integer[]", "text", Kind.TEXT, True),

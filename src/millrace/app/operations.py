@@ -94,9 +94,10 @@ def create_missing_table(described: DescribedTable, text: str, table: str) -> No
     from psycopg import sql
 
     from millrace.postgres.catalog import describe, exists
-    from millrace.postgres.ddl import bring_types, check_fit, create_table
+    from millrace.postgres.ddl import check_fit, create_table
     from millrace.postgres.session import translated
     from millrace.postgres.target import PostgresTarget
+    from millrace.postgres.usertypes import bring_types
 
     relation, ref = described.relation, TableRef.parse(table)
     with (

@@ -7,7 +7,7 @@ Names are matched exactly against the catalogue and passed as parameters; nothin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from psycopg import sql
@@ -17,7 +17,7 @@ from millrace.core.names import TableRef
 from millrace.core.schema import Column, Kind, Schema, decimal_of
 from millrace.errors import NotFound, PermissionMissing, did_you_mean
 from millrace.postgres.names import sql_name
-from millrace.postgres.session import Connection, translated
+from millrace.postgres.session import Connection, bare_path, translated
 from millrace.postgres.sqlstates import grant, row_security_error
 
 RelationKind = Literal["r", "v", "m", "p", "f"]
@@ -230,9 +230,9 @@ with recursive a as (
 _QUERY_COLUMNS = """
 with recursive a as (
     select q.number::int4 as number, q.name, q.typ, q.typmod, false as not_null, '' as identity, '' as generated,
-        null::text as default, null::text as generation, 0::oid as collation
-    from unnest(%(names)s::text[], %(types)s::oid[], %(mods)s::int4[])
-        with ordinality as q(name, typ, typmod, number)
+        null::text as default, null::text as generation, q.coll as collation
+    from unnest(%(names)s::text[], %(types)s::oid[], %(mods)s::int4[], %(collations)s::oid[])
+        with ordinality as q(name, typ, typmod, coll, number)
 )"""
 
 # A domain over a domain is followed down; PostgreSQL allows a modifier only at the lowest.
@@ -450,6 +450,8 @@ def describe(connection: Connection, table: TableRef, *, label: str, readable: b
     if readable:
         _check_readable(found, ref, label)
     columns = _columns(connection, _TABLE_COLUMNS + _TYPE_FACTS, {"oid": found["oid"]}, label)
+    if any(column.generated for column in columns):
+        columns = _generations(connection, found["oid"], columns, label)
     with translated(label, f"describe {ref}", connection=connection):
         with connection.cursor(row_factory=dict_row) as cursor:
             rows = cursor.execute(_INDEXES, {"oid": found["oid"]}).fetchall()
@@ -503,7 +505,21 @@ def columns_of_query(connection: Connection, query: sql.Composable, *, label: st
             where=label,
             hint="name the columns apart: select a.id, b.id as b_id …",
         )
-    facts = {"names": names, "types": [result.ftype(i) for i in number], "mods": [result.fmod(i) for i in number]}
+    types, mods = [result.ftype(i) for i in number], [result.fmod(i) for i in number]
+    return columns_of_types(connection, names, types, mods, [0] * len(names), label=label)
+
+
+def columns_of_types(
+    connection: Connection,
+    names: Sequence[str],
+    types: Sequence[int],
+    mods: Sequence[int],
+    collations: Sequence[int],
+    *,
+    label: str,
+) -> tuple[PgColumn, ...]:
+    """Return columns of some types: by name, type's OID, modifier (-1: none) and collation's OID (0: none)."""
+    facts = {"names": list(names), "types": list(types), "mods": list(mods), "collations": list(collations)}
     return _columns(connection, _QUERY_COLUMNS + _TYPE_FACTS, facts, label)
 
 
@@ -513,6 +529,16 @@ def _columns(connection: Connection, query: Any, facts: dict[str, Any], label: s
         connection.cursor(row_factory=class_row(PgColumn)) as cursor,
     ):
         return tuple(cursor.execute(query, facts).fetchall())
+
+
+def _generations(connection: Connection, oid: int, columns: tuple[PgColumn, ...], label: str) -> tuple[PgColumn, ...]:
+    """Return the columns with expressions in which every name has its schema: they are run on another server."""
+    query = (
+        "select d.adnum, pg_catalog.pg_get_expr(d.adbin, d.adrelid) from pg_catalog.pg_attrdef d where d.adrelid = %s"
+    )
+    with translated(label, "read the catalogue", connection=connection), bare_path(connection):
+        found: dict[int, str] = dict(connection.execute(query, (oid,)).fetchall())
+    return tuple(replace(one, generation=found[one.number]) if one.generated else one for one in columns)
 
 
 def _find(connection: Connection, table: TableRef, label: str) -> dict[str, Any] | None:

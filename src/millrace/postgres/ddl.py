@@ -1,8 +1,8 @@
 """Tables as SQL: the stage of a new table with the source's types, and whether an existing one fits.
 
 Nothing of the source's catalogue becomes SQL as it stands: names are quoted, types are named by schema and name and
-looked up in the target, modifiers may only be words and numbers. The one exception is a generated column's expression,
-which the source's server has printed from its parsed form.
+looked up in the target (`usertypes`), modifiers may only be words and numbers. The exception are expressions, which the
+source's server has printed from their parsed form.
 """
 
 from __future__ import annotations
@@ -16,27 +16,15 @@ from psycopg import sql
 from millrace.errors import ContractBroken
 from millrace.postgres.catalog import PgColumn, Relation
 from millrace.postgres.names import sql_name
-from millrace.postgres.session import Connection, translate
+from millrace.postgres.session import Connection, bare_path
 
+UNKNOWN = ("42", "0A", "3F", "22")  # classes of errors: what a server does not know, may not do or cannot compute
 VIRTUAL = 180_000  # virtual generated columns came with PostgreSQL 18
 _MODIFIERS = re.compile(r"\((?P<inside>[\w ,.-]+)\)")
 _INTERVAL = re.compile(r"interval(?: [a-z ]+)?(?:\(\d\))?(?:\[\])?")
 
-_FIND_TYPE = """
-select n.nspname::text from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid = t.typnamespace
-where t.typname = %(name)s and t.typtype <> 'p'
-    and (n.nspname = %(schema)s or %(schema)s <> 'pg_catalog' and n.nspname <> 'pg_catalog')
-order by n.nspname = %(schema)s desc, pg_catalog.pg_type_is_visible(t.oid) desc, 1 limit 1
-"""
 
-_LABELS = """
-select e.enumlabel::text from pg_catalog.pg_enum e
-join pg_catalog.pg_type t on t.oid = e.enumtypid join pg_catalog.pg_namespace n on n.oid = t.typnamespace
-where t.typname = %s and n.nspname = %s order by e.enumsortorder
-"""
-
-
-def _named(column: PgColumn) -> tuple[str, str]:
+def named(column: PgColumn) -> tuple[str, str]:
     """Return (schema, name) of the type that must exist: an array's element, a domain itself."""
     if column.typtype != "d" and column.array:
         return column.element_namespace, column.element_name
@@ -50,7 +38,7 @@ def _modifiers(column: PgColumn) -> str:
 
 def type_of(column: PgColumn, schema: str) -> sql.Composable:
     """Return a column's declared type for building SQL, with the schema in which the target has it."""
-    _, name = _named(column)
+    _, name = named(column)
     if _INTERVAL.fullmatch(column.type):
         return sql.SQL(column.type)  # its fields have no other way of writing; the pattern allows only words
     modifiers = _modifiers(column)
@@ -61,63 +49,62 @@ def type_of(column: PgColumn, schema: str) -> sql.Composable:
     )
 
 
-def bring_types(source: Connection, target: Connection, columns: Sequence[PgColumn], *, label: str) -> dict[str, str]:
-    """Find the columns' types in the target, and make the enums that are missing there.
-
-    Returns:
-        By column name, the schema in which the target has its type.
-
-    Raises:
-        ContractBroken: another type is missing; the error names it.
-    """
-    found: dict[str, str] = {}
-    for column in columns:
-        schema, name = _named(column)
-        row = target.execute(_FIND_TYPE, {"schema": schema, "name": name}).fetchone()
-        if row is not None:
-            found[column.name] = row[0]
-            continue
-        labels = [text for (text,) in source.execute(_LABELS, (name, schema)).fetchall()]
-        if not labels:
-            raise ContractBroken(
-                f"{label} has no type {sql_name(schema, name)}, which column {sql_name(column.name)} needs",
-                where=label,
-                hint=f"create the type {sql_name(schema, name)} (or the extension that brings it) there first",
-            )
-        try:
-            if target.execute("select 1 from pg_catalog.pg_namespace where nspname = %s", (schema,)).fetchone() is None:
-                target.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
-            target.execute(
-                sql.SQL("create type {} as enum ({})").format(
-                    sql.Identifier(schema, name), sql.SQL(", ").join(sql.Literal(text) for text in labels)
-                )
-            )
-        except psycopg.errors.InsufficientPrivilege as error:
-            doing = f"make the type {sql_name(schema, name)}, which column {sql_name(column.name)} needs"
-            raise translate(error, where=label, doing=doing, role=target.info.user, privilege="CREATE") from error
-        found[column.name] = schema
-    return found
-
-
 def create_table(
     target: Connection, table: sql.Identifier, columns: Sequence[PgColumn], schemas: dict[str, str]
 ) -> None:
-    """Create a stage that will be the new table: types, not null, identity, generated columns; keys come later.
+    """Create a stage that will be the new table: types, not null, identity, generated columns; the rest comes later.
+
+    A generated column whose expression the target does not know becomes a plain one.
 
     Args:
-        schemas: what `bring_types` returned.
+        schemas: what `usertypes.bring_types` returned.
     """
-    parts = [_definition(target, column, schemas[column.name]) for column in columns]
+    generated = {column.name for column in columns if column.generated}
+    with bare_path(target):
+        if _created(target, table, columns, schemas, generated):
+            return
+        known = {name for name in generated if _created(target, table, columns, schemas, {name}, keep=False)}
+        _create(target, table, columns, schemas, known)
+
+
+def _created(
+    target: Connection,
+    table: sql.Identifier,
+    columns: Sequence[PgColumn],
+    schemas: dict[str, str],
+    generated: set[str],
+    *,
+    keep: bool = True,
+) -> bool:
+    """Create the table; False when the target does not know what a generated column is made of."""
+    try:
+        with target.transaction(force_rollback=not keep):
+            _create(target, table, columns, schemas, generated)
+    except psycopg.Error as error:
+        if not generated or not (error.sqlstate or "").startswith(UNKNOWN):
+            raise
+        return False
+    return True
+
+
+def _create(
+    target: Connection,
+    table: sql.Identifier,
+    columns: Sequence[PgColumn],
+    schemas: dict[str, str],
+    generated: set[str],
+) -> None:
+    parts = [_definition(target, column, schemas[column.name], column.name in generated) for column in columns]
     target.execute(sql.SQL("create table {} ({})").format(table, sql.SQL(", ").join(parts)))
 
 
-def _definition(target: Connection, column: PgColumn, schema: str) -> sql.Composed:
+def _definition(target: Connection, column: PgColumn, schema: str, generated: bool) -> sql.Composed:
     parts: list[sql.Composable] = [column.identifier, type_of(column, schema)]
     if column.collation is not None:
         row = target.execute("select pg_catalog.to_regcollation(%s)::text", (column.collation,)).fetchone()
         if row is not None and row[0] is not None:
             parts.append(sql.SQL("collate {}").format(sql.SQL(row[0])))  # the target's own quoted name
-    if column.generated and column.generation is not None:
+    if generated and column.generation is not None:
         virtual = column.generated == "v" and target.info.server_version >= VIRTUAL
         parts.append(
             sql.SQL("generated always as ({}) {}").format(
@@ -194,6 +181,15 @@ def check_fit(columns: Sequence[PgColumn], target: Relation, *, label: str) -> N
 def written(columns: Sequence[PgColumn]) -> tuple[PgColumn, ...]:
     """Return the columns that a copy writes: all but generated ones, which the server computes."""
     return tuple(column for column in columns if not column.generated)
+
+
+def free(target: Connection, schema: str, wanted: str) -> str:
+    """Return a name that no relation of a schema has: the wanted one, or, as the server does it, with a number."""
+    for number in range(100):
+        name = cut(wanted, str(number) if number else "")
+        if free_name(target, schema, name):
+            return name
+    raise ContractBroken(f"schema {sql_name(schema)} has {sql_name(wanted)} a hundred times")
 
 
 def free_name(target: Connection, schema: str, wanted: str) -> bool:

@@ -317,15 +317,18 @@ def _self() -> tuple[str, str, int]:
 
 
 def _reopen(connection: Connection, ledger: Ledger, row: StageRow) -> bool:
-    """Make a taken stage writable again: without key and indexes, as before it was closed. False: its table is gone."""
+    """Make a taken stage writable again: without key, indexes and checks, as before its end. False: it is gone."""
     place = sql.Identifier(ledger.stage_schema, row.place)
     found = connection.execute(
         "select i.indexrelid::regclass::text, o.conname::text from pg_catalog.pg_class c "
         "join pg_catalog.pg_namespace n on n.oid = c.relnamespace "
         "left join pg_catalog.pg_index i on i.indrelid = c.oid "
         "left join pg_catalog.pg_constraint o on o.conindid = i.indexrelid and o.conrelid = c.oid "
-        "where n.nspname = %s and c.relname = %s",
-        (ledger.stage_schema, row.place),
+        "where n.nspname = %s and c.relname = %s "
+        "union all select null, o.conname::text from pg_catalog.pg_constraint o "
+        "join pg_catalog.pg_class c on c.oid = o.conrelid join pg_catalog.pg_namespace n on n.oid = c.relnamespace "
+        "where n.nspname = %s and c.relname = %s and o.contype = 'c'",
+        (ledger.stage_schema, row.place) * 2,
     ).fetchall()
     for index, constraint in found:
         if constraint is not None:

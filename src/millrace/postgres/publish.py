@@ -20,7 +20,7 @@ from millrace.errors import MillraceError, ProofFailed, SeqMoved
 from millrace.postgres import history
 from millrace.postgres.apply import Applied, Table, appeared, append, fits_of, merge, open_table, sync, truncate
 from millrace.postgres.catalog import Relation, describe, exists
-from millrace.postgres.ddl import cut, free_name
+from millrace.postgres.ddl import cut, free
 from millrace.postgres.ledger import Ledger, moved
 from millrace.postgres.ownership import forget, gone, row_of, ttl
 from millrace.postgres.session import Connection
@@ -119,33 +119,33 @@ def _create(connection: Connection, ledger: Ledger, staged: Staged) -> Applied:
         connection.execute(sql.SQL("alter table {} rename to {}").format(place, sql.Identifier(name)))
     except (psycopg.errors.DuplicateTable, psycopg.errors.UniqueViolation) as error:
         raise appeared(ref, ledger.label) from error
-    _rename_parts(connection, relation, ref)
+    _rename_parts(connection, relation, ref, staged.detail.get("names", ()))
     whole = Digest.sum(staged.expected.values(), staged.schema.shape)
     return Applied(Counts(inserted=whole.rows), "table", whole, whole.rows)
 
 
-def _rename_parts(connection: Connection, relation: Relation, ref: TableRef) -> None:
-    """Give the key's index and the identity columns' sequences the names that PostgreSQL would have given them."""
+def _rename_parts(connection: Connection, relation: Relation, ref: TableRef, names: Sequence[Sequence[str]]) -> None:
+    """Give indexes the source's names, and the key's and the sequences those that PostgreSQL would have given them."""
     schema = ref.schema or ""
-    for index in relation.indexes:
-        wanted = cut(ref.name, "_pkey")
-        if index.primary and free_name(connection, schema, wanted):
-            connection.execute(
-                sql.SQL("alter index {} rename to {}").format(
-                    sql.Identifier(schema, index.name), sql.Identifier(wanted)
-                )
+    keys = [(index.name, cut(ref.name, "_pkey")) for index in relation.indexes if index.primary]
+    for name, wanted in [*keys, *names]:
+        connection.execute(
+            sql.SQL("alter index {} rename to {}").format(
+                sql.Identifier(schema, name), sql.Identifier(free(connection, schema, wanted))
             )
+        )
     for column in relation.columns:
-        wanted = cut(ref.name, f"_{column.name}_seq") if len(column.name.encode()) < 30 else ""
-        if column.identity and wanted and free_name(connection, schema, wanted):
-            found = connection.execute(
-                "select pg_catalog.pg_get_serial_sequence(%s, %s)",
-                (sql.Identifier(schema, ref.name).as_string(connection), column.name),
-            ).fetchone()
-            if found is not None and found[0] is not None:
-                connection.execute(
-                    sql.SQL("alter sequence {} rename to {}").format(sql.SQL(found[0]), sql.Identifier(wanted))
-                )
+        if not column.identity and not (column.default or "").startswith("nextval("):
+            continue
+        found = connection.execute(
+            "select pg_catalog.pg_get_serial_sequence(%s, %s)",
+            (sql.Identifier(schema, ref.name).as_string(connection), column.name),
+        ).fetchone()
+        if found is not None and found[0] is not None:
+            wanted = free(connection, schema, cut(f"{cut(ref.name, '')[:29]}_{column.name[:29]}", "_seq"))
+            connection.execute(
+                sql.SQL("alter sequence {} rename to {}").format(sql.SQL(found[0]), sql.Identifier(wanted))
+            )
 
 
 # nothing but the position

@@ -12,7 +12,7 @@ import getpass
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, LiteralString
 
@@ -274,6 +274,19 @@ def pin(connection: Connection) -> int:
         pass
     row = cursor.fetchone()
     return int(row[0]) if row else 0
+
+
+@contextmanager
+def bare_path(connection: Connection) -> Iterator[None]:
+    """Empty the search path inside the block, so that the server prints every name with its schema."""
+    row = connection.execute("select pg_catalog.current_setting('search_path')").fetchone()
+    statement = "select pg_catalog.set_config('search_path', %s, false)"
+    connection.execute(statement, ("",))
+    try:
+        yield
+    finally:
+        with suppress(psycopg.Error):  # the transaction has failed: its rollback brings the path back
+            connection.execute(statement, (row[0] if row else "",))
 
 
 # libpq gives no SQLSTATE for a failed connection, only the server's words (in English unless lc_messages says else).

@@ -25,6 +25,7 @@ from millrace.core.secrets import redact
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import Staged
 from millrace.errors import KeyInvalid
+from millrace.postgres.belongings import Belongings, Made, make_belongings
 from millrace.postgres.catalog import PgColumn, Relation, describe
 from millrace.postgres.ddl import cut
 from millrace.postgres.digest import digest_of, row_hash, shape
@@ -47,6 +48,8 @@ class PostgresStage:
         place: the hidden table.
         plan: the segments of an earlier attempt, when this one goes on from it; else None.
         earlier: the run whose stage was taken over, or None.
+        belongings: what a new table gets when it is closed, beside its columns and key.
+        left_out: what a new table lacks of the source's, each with the reason; complete when it is closed.
     """
 
     def __init__(
@@ -71,6 +74,8 @@ class PostgresStage:
         self.earlier = None if earlier is None else earlier.run
         self.plan = None if earlier is None or earlier.plan is None else [Segment.from_json(s) for s in earlier.plan]
         self.heart = Heart(database, ledger, request.asset, row.token)
+        self.belongings: Belongings | None = None
+        self.left_out: list[str] = []
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -118,6 +123,11 @@ class PostgresStage:
     def _segments(self, connection: Connection) -> dict[SegmentId, tuple[str, int]]:
         query = self._ledger.sql("select id, xid, rows from {segment} where layer = %s and name = %s")
         return {row[0]: (row[1], row[2]) for row in connection.execute(query, (self.asset.layer, self.asset.name))}
+
+    def computed(self) -> frozenset[str]:
+        """Return the columns that the stage's server computes."""
+        with self.connect() as connection, translated(self._database.label, "read the stage", connection=connection):
+            return frozenset(column.name for column in self._described(connection) if column.generated)
 
     def _described(self, connection: Connection) -> tuple[PgColumn, ...]:
         if self._columns is None:
@@ -199,7 +209,7 @@ class PostgresStage:
     # the end
 
     def close(self, position: Position, expected: Mapping[SegmentId, Digest], **detail: Any) -> Staged:
-        """End the stage: build the key, gather statistics, remember what it is.
+        """End the stage: build the key and what else belongs to a new table, gather statistics, remember what it is.
 
         Args:
             position: the source position after the publish.
@@ -211,31 +221,29 @@ class PostgresStage:
             SeqMoved: somebody else has taken the stage.
         """
         request = self._request
-        staged = Staged(
-            asset=request.asset,
-            load=request.load,
-            run=request.run,
-            step=request.step,
-            target=self._target,
-            base=request.base,
-            how=request.how,  # type: ignore[arg-type]
-            place=str(self.place),
-            schema=request.schema,
-            position=position,
-            expected=dict(expected),
-            rows=sum(digest.rows for digest in expected.values()),
-            inputs=dict(request.inputs),
-            code=request.code,
-            date=request.date,
-            detail={"token": self.token, "table": self.place.name, **detail},
-        )
         doing = f"finish the stage of {self.asset}"
         with self.connect() as connection, translated(self._database.label, doing, connection=connection):
             with connection.transaction():
                 self._own(connection)
-                self._build_key(connection)
-                if request.how == "create":
-                    self._set_sequences(connection)
+                names = self._finish(connection)
+                staged = Staged(
+                    asset=request.asset,
+                    load=request.load,
+                    run=request.run,
+                    step=request.step,
+                    target=self._target,
+                    base=request.base,
+                    how=request.how,  # type: ignore[arg-type]
+                    place=str(self.place),
+                    schema=request.schema,
+                    position=position,
+                    expected=dict(expected),
+                    rows=sum(digest.rows for digest in expected.values()),
+                    inputs=dict(request.inputs),
+                    code=request.code,
+                    date=request.date,
+                    detail={"token": self.token, "table": self.place.name, "names": names, **detail},
+                )
                 connection.execute(
                     self._ledger.sql("update {stage} set staged = %s where layer = %s and name = %s and token = %s"),
                     (json.dumps(staged.to_json()), self.asset.layer, self.asset.name, self.token),
@@ -245,10 +253,23 @@ class PostgresStage:
         reach("postgres.stage.closed")
         return staged
 
+    def _finish(self, connection: Connection) -> list[list[str]]:
+        """Build the key and what else belongs to the table; return the names that indexes have and are to have."""
+        connection.execute(sql.SQL("set local maintenance_work_mem = {}").format(sql.Literal(SORT_MEMORY)))
+        self._build_key(connection)
+        if self._request.how != "create":
+            return []
+        belongings = self.belongings
+        made = Made() if belongings is None else make_belongings(connection, self.place, belongings)
+        self.left_out += made.left_out
+        for column in self._described(connection):
+            if column.identity or (belongings is not None and belongings.columns[column.name]["own"]):
+                set_sequence(connection, self.identifier, column.name)
+        return [list(pair) for pair in made.names]
+
     def _build_key(self, connection: Connection) -> None:
         if not self.key:
             return
-        connection.execute(sql.SQL("set local maintenance_work_mem = {}").format(sql.Literal(SORT_MEMORY)))
         names = sql.SQL(", ").join(sql.Identifier(name) for name in self.key)
         try:
             connection.execute(
@@ -270,12 +291,6 @@ class PostgresStage:
             hint="name the columns that tell rows apart: --key, or key: in the project",
         )
 
-    def _set_sequences(self, connection: Connection) -> None:
-        """Set identity columns past the highest value that was copied."""
-        for column in self._described(connection):
-            if column.identity:
-                set_sequence(connection, self.identifier, column.name)
-
     def release(self) -> None:
         """Stop being the owner and leave the stage for a later attempt."""
         self.heart.stop()
@@ -289,7 +304,7 @@ class PostgresStage:
 
 
 def set_sequence(connection: Connection, table: sql.Identifier, column: str) -> None:
-    """Set a column's own sequence past its highest value, when it has one and is behind."""
+    """Set a column's own sequence past its highest value (of a descending one: its lowest), when it has one behind."""
     found = connection.execute(
         "select pg_catalog.pg_get_serial_sequence(%s, %s)", (table.as_string(connection), column)
     ).fetchone()
@@ -298,11 +313,13 @@ def set_sequence(connection: Connection, table: sql.Identifier, column: str) -> 
     name = sql.SQL(found[0])  # quoted by the server
     connection.execute(
         sql.SQL(
-            "select pg_catalog.setval(%s::regclass, m.highest) "
-            "from (select pg_catalog.max({})::int8 as highest from {}) m, {} s "
-            "where m.highest > s.last_value or (m.highest = s.last_value and not s.is_called)"
-        ).format(sql.Identifier(column), table, name),
-        (found[0],),
+            "select pg_catalog.setval(%s::regclass, least(greatest(m.farthest, p.seqmin), p.seqmax)) "
+            "from pg_catalog.pg_sequence p, {name} s, lateral (select case when p.seqincrement > 0 "
+            "then pg_catalog.max({column})::int8 else pg_catalog.min({column})::int8 end as farthest from {table}) m "
+            "where p.seqrelid = %s::regclass and (m.farthest = s.last_value and not s.is_called"
+            " or pg_catalog.sign(p.seqincrement::float8) * (m.farthest - s.last_value) > 0)"
+        ).format(column=sql.Identifier(column), table=table, name=name),
+        (found[0], found[0]),
     )
 
 

@@ -26,7 +26,7 @@ from millrace.errors import (
 )
 from millrace.postgres import ownership
 from millrace.postgres.catalog import PgColumn, Relation, describe, exists
-from millrace.postgres.ddl import bring_types, create_like, create_table
+from millrace.postgres.ddl import create_like, create_table
 from millrace.postgres.digest import digest_of, digest_query, shape
 from millrace.postgres.history import CURRENT
 from millrace.postgres.ledger import Ledger, moved
@@ -37,6 +37,7 @@ from millrace.postgres.session import Connection, Database, translate, translate
 from millrace.postgres.sessions import Sessions
 from millrace.postgres.sqlstates import grant
 from millrace.postgres.stage import PostgresStage, staged_relation
+from millrace.postgres.usertypes import bring_types
 
 ATTEMPTS = 8  # of a publish that meets locks; with the waits between them some ten seconds
 LOST_ATTEMPTS = 5  # to reach the server again after a commit without an answer

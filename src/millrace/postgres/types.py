@@ -51,14 +51,17 @@ _KINDS = {
     "timestamptz": Kind.TIMESTAMPTZ,
 }
 
-# Types of pg_catalog whose binary form holds no OID and does not depend on a setting (money, xml, reg* do).
+# Types of pg_catalog whose binary form holds no OID and does not depend on a setting (money, xml, reg* do). tsquery is
+# none of them: the server does not take the binary form of an empty one that it has sent.
 _BINARY_WORDS = """bool int2 int4 int8 float4 float8 numeric text varchar bpchar name char bytea uuid date time timetz
 timestamp timestamptz interval json jsonb jsonpath inet cidr macaddr macaddr8 bit varbit point line lseg box path
-polygon circle tsvector tsquery oid pg_lsn xid xid8 cid tid pg_snapshot txid_snapshot int4range int8range numrange
+polygon circle tsvector oid pg_lsn xid xid8 cid tid pg_snapshot txid_snapshot int4range int8range numrange
 daterange tsrange tstzrange int4multirange int8multirange nummultirange datemultirange tsmultirange
 tstzmultirange"""
 _BINARY = frozenset(_BINARY_WORDS.split())
-_BINARY_EXTENSIONS = frozenset({"citext", "hstore"})  # text pairs, no OID
+# Of extensions: text, pairs of texts, numbers; no OID.
+_BINARY_EXTENSION_WORDS = "citext cube halfvec hstore lquery ltree ltxtquery sparsevec vector"
+_BINARY_EXTENSIONS = frozenset(_BINARY_EXTENSION_WORDS.split())
 
 WIDEST_DECIMAL = 38  # digits of decimal128
 
@@ -97,7 +100,7 @@ def binary_safe(column: PgColumn) -> bool:
         return column.element_namespace == "pg_catalog" and column.element_name in _BINARY
     if column.base_namespace == "pg_catalog":
         return column.base_name in _BINARY
-    return column.base_typtype == "e" or column.base_name in _BINARY_EXTENSIONS
+    return column.base_typtype == "e" or (column.base_typtype == "b" and column.base_name in _BINARY_EXTENSIONS)
 
 
 def text_form(column: PgColumn, value: sql.Composable | None = None) -> sql.Composable:

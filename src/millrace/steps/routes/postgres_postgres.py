@@ -26,6 +26,7 @@ from millrace.core.segment import Segment
 from millrace.core.staged import Counts, Staged
 from millrace.errors import Handling, Interrupted, MillraceError, ProofFailed
 from millrace.postgres.apply import fits_of, refuse_deletes, refuse_first_contact, refuse_referred
+from millrace.postgres.belongings import read_belongings
 from millrace.postgres.digest import row_hash
 from millrace.postgres.heap import UNTOUCHED, touched
 from millrace.postgres.keys import check_key
@@ -197,7 +198,12 @@ def _all(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
     whole = Digest.sum(expected.values(), look.schema.shape)
     _check_count(look, whole.rows)
     detail = {} if look.how == "create" else {"segments": [Segment.whole().to_json()], "whole": whole.to_json()}
-    return opened.close(look.position(whole), expected, **detail, **_detail(look))
+    if look.how == "create" and look.base.relation is not None:
+        opened.belongings = read_belongings(look.snap.connection, look.base.relation, look.source.names)
+    staged = opened.close(look.position(whole), expected, **detail, **_detail(look))
+    if opened.left_out:
+        ctx.report.note(f"left out: {', '.join(opened.left_out)}")
+    return staged
 
 
 def _parts(look: Look) -> list[Segment]:

@@ -16,6 +16,7 @@ from millrace.core.names import short_run
 from millrace.core.ports import Context
 from millrace.core.segment import SegmentId
 from millrace.errors import Interrupted, MillraceError
+from millrace.postgres.names import sql_name
 from millrace.postgres.ownership import gone
 from millrace.postgres.parts import Part
 from millrace.postgres.pump import copy_out
@@ -58,7 +59,13 @@ class Relay:
         self._stage = stage
         self._ctx = ctx
         self._workers = max(1, workers)
-        self._columns = tuple(column for column in source.columns if not (new and column.generated))
+        computed = stage.computed() if new and any(column.generated for column in source.columns) else frozenset()
+        self._columns = tuple(column for column in source.columns if column.name not in computed)
+        stage.left_out += [
+            f"expression of {sql_name(column.name)} (now a plain column)"
+            for column in self._columns
+            if new and column.generated
+        ]
         self._binary = all(binary_safe(column) for column in self._columns)
         self._stop = threading.Event()
         self._helped = threading.Event()
