@@ -110,13 +110,16 @@ def _reachable(path: Path) -> bool:
     return subprocess.run(["test", "-x", path], check=False, **_server_user()).returncode == 0
 
 
-def start_postgres(binaries: Path, data: Path, settings: Mapping[str, str] | None = None) -> PostgresServer:
+def start_postgres(
+    binaries: Path, data: Path, settings: Mapping[str, str] | None = None, port: int = 0
+) -> PostgresServer:
     """Start a server on a data folder, made first when it does not exist.
 
     Args:
         binaries: folder of `initdb` and `postgres`.
         data: data folder; its parents must be reachable for `nobody` when root starts it.
         settings: server settings, by name.
+        port: where it listens; 0: on a free port.
 
     Raises:
         StepFailed: it did not start; the detail is the end of its log.
@@ -137,8 +140,9 @@ def start_postgres(binaries: Path, data: Path, settings: Mapping[str, str] | Non
         if made.returncode:
             raise StepFailed("initdb failed", where=str(data), detail=made.stderr.strip().splitlines()[-3:])
     (data / "postmaster.pid").unlink(missing_ok=True)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
+    if not port:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
     merged = {
         "listen_addresses": "127.0.0.1",
         "unix_socket_directories": "",
