@@ -4,7 +4,7 @@
       UsageError (exit 2)             the command line is wrong
       ProjectError (exit 2)           a project file is wrong; carries file, line and column
       ConnectionRefused               host, port or database cannot be reached            retryable
-      AuthenticationFailed            wrong user or password
+      AuthenticationFailed            wrong user or password, or a certificate that is not trusted
       PermissionMissing               a right is missing; names the GRANT
       NotFound                        a table, column, asset, connection, run … does not exist
       KeyInvalid                      no key, a null in it, or the same key twice
@@ -157,7 +157,7 @@ class ConnectionRefused(MillraceError):
 
 
 class AuthenticationFailed(MillraceError):
-    """The server refused the user or the password."""
+    """The server refused the user or the password, or its certificate is not trusted."""
 
 
 class PermissionMissing(MillraceError):

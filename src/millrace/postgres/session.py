@@ -303,6 +303,12 @@ _CONNECT_WORDS: tuple[tuple[str, type[MillraceError], str], ...] = (
     (r"starting up|shutting down|recovery mode", ConnectionRefused, "the server is not ready"),
     (r"timeout expired|timed out", ConnectionRefused, f"no answer in time ({CONNECT_SECONDS} s unless set)"),
     (r"translate host name|resolve|Name or service not known|getaddrinfo", ConnectionRefused, "the host is not known"),
+    (
+        r"certificate verify failed|does not match host name|root certificate file",
+        AuthenticationFailed,
+        "its certificate is not trusted",
+    ),
+    (r"server does not support SSL", AuthenticationFailed, "the server does not encrypt, and sslmode demands it"),
     (r"SSL|certificate", ConnectionRefused, "the encrypted connection could not be made"),
     (r"Connection refused", ConnectionRefused, "nothing listens there"),
 )
