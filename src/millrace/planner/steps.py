@@ -220,9 +220,51 @@ class _Maker:
     def dbt(self, graph: DbtGraph) -> None:
         folder = self.project.dbt or ""
         place = Place(f"{folder}/dbt_project.yml")
+        sources = list(dict.fromkeys(AssetId(one.schema, one.name) for one in graph.sources))
+        if self.project.warehouse_in_postgres:
+            self._copied(sources, place)
+        else:
+            self._loads(sources, place)
+        models = tuple(dict.fromkeys(AssetId(one.schema, one.name) for one in graph.models))
+        self._distinct(models, place)
+        step = Step(
+            key=f"dbt:{self.project.name}",
+            kind="dbt",
+            label=self._last_layer(models),
+            assets=models,
+            inputs=tuple(sources if self.project.warehouse_in_postgres else map(loaded, sources)),
+            target=WAREHOUSE,
+            group=WAREHOUSE,
+            code=_code("dbt", self.project.dbt_hash),
+            spec={"path": folder, "models": [str(model) for model in models], "shown": []},
+        )
+        self.add(step, place)
+
+    def _copied(self, sources: Sequence[AssetId], place: Place) -> None:
+        """Refuse sources that no copy brings into the PostgreSQL warehouse's database."""
+        wanted = self.project.warehouse_connection()
+        made = {asset: step.target for step in self.steps.values() for asset in step.assets}
+        there = [asset for asset, target in made.items() if target.startswith("connection:")]
+        for source in sources:
+            if source not in there:
+                hint = did_you_mean(str(source), sorted(map(str, there)))
+                raise ProjectError(
+                    f"the dbt source {source} is not copied into the warehouse's database",
+                    where=place,
+                    hint=hint or f"copy it with a file in copies/, to: {wanted or 'connection'}.{source.layer}",
+                )
+            if wanted is not None and made[source] != f"connection:{wanted}":
+                where = made[source].removeprefix("connection:")
+                raise ProjectError(
+                    f"the dbt source {source} is copied to connection {where}, the warehouse is in {wanted}",
+                    where=place,
+                    hint=f"copy it there: to: {wanted}.{source.layer}",
+                )
+
+    def _loads(self, sources: Sequence[AssetId], place: Place) -> None:
+        """Make the steps that load what dbt reads from the lake into the DuckDB warehouse."""
         known = {asset for step in self.steps.values() for asset in step.assets}
-        sources = [AssetId(one.schema, one.name) for one in graph.sources]
-        for source in dict.fromkeys(sources):
+        for source in sources:
             if source not in known or self.project.layers.get(source.layer) != "lake":
                 hint = did_you_mean(str(source), sorted(map(str, known)))
                 raise ProjectError(
@@ -243,20 +285,6 @@ class _Maker:
                 spec={"source": _json(source), "table": _json(source)},
             )
             self.add(step, place)
-        models = tuple(dict.fromkeys(AssetId(one.schema, one.name) for one in graph.models))
-        self._distinct(models, place)
-        step = Step(
-            key=f"dbt:{self.project.name}",
-            kind="dbt",
-            label=self._last_layer(models),
-            assets=models,
-            inputs=tuple(loaded(source) for source in dict.fromkeys(sources)),
-            target=WAREHOUSE,
-            group=WAREHOUSE,
-            code=_code("dbt", self.project.dbt_hash),
-            spec={"path": folder, "models": [str(model) for model in models], "shown": []},
-        )
-        self.add(step, place)
 
     def check(self, checks: AssetChecks) -> None:
         """Make the gate of an asset of the warehouse; checks of other assets stand in their steps' specs."""
@@ -283,6 +311,9 @@ class _Maker:
 
     def page(self, dashboard: Dashboard) -> None:
         """Make a page's step. The columns it reads are dbt's to prove too, before anything of the warehouse is seen."""
+        if self.project.warehouse_in_postgres:
+            what = "dashboards over a PostgreSQL warehouse are not built yet"
+            raise self.project.problem(what, dashboard.place, hint="use a DuckDB warehouse, or leave the dashboard out")
         document = self.project.documents[dashboard.file]
         columns = [_column(column, document) for column in dashboard.content.columns()]
         step = Step(

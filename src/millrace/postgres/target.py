@@ -263,7 +263,7 @@ class PostgresTarget:
                 self.book.ensure(connection)
                 connection.execute("begin")
                 try:
-                    entries = publish_in(connection, self.book, staged, proofs)
+                    entries = self._apply(connection, staged, proofs)
                 except BaseException:
                     with contextlib.suppress(psycopg.Error):
                         connection.execute("rollback")
@@ -275,6 +275,12 @@ class PostgresTarget:
                 raise
             return self._adopt(staged, entries, error)
         return entries
+
+    def _apply(
+        self, connection: Connection, staged: Sequence[Staged], proofs: Sequence[Proof]
+    ) -> tuple[LedgerEntry, ...]:
+        """Publish in the connection's open transaction; the caller commits."""
+        return publish_in(connection, self.book, staged, proofs)
 
     def _adopt(
         self, staged: Sequence[Staged], entries: Sequence[LedgerEntry], error: psycopg.Error

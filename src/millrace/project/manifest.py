@@ -114,19 +114,30 @@ class Connection(Part):
 
 
 class Warehouse(Part):
-    """Where the warehouse's layers live: a DuckDB folder or a PostgreSQL database."""
+    """Where the warehouse's layers live: a DuckDB folder or a PostgreSQL database.
+
+    Attributes:
+        path: the DuckDB folder.
+        connection: the connection whose database is the warehouse; dbt reads what copies brought there.
+        url: the database, where no connection of the environment leads to it.
+    """
 
     type: Literal["duckdb", "postgres"]
     path: Annotated[Text, AfterValidator(_referring)] | None = None
+    connection: Text | None = None
     url: Annotated[Text, AfterValidator(_url)] | None = Field(default=None, repr=False)
 
     @model_validator(mode="after")
     def _fits(self) -> Warehouse:
-        wanted, other = ("path", "url") if self.type == "duckdb" else ("url", "path")
-        if getattr(self, wanted) is None:
-            raise wrong(f'a {self.type} warehouse needs "{wanted}"')
-        if getattr(self, other) is not None:
-            raise wrong(f'a {self.type} warehouse has no "{other}"', at=other, key=True)
+        own = ("path",) if self.type == "duckdb" else ("connection", "url")
+        for other in {"path", "connection", "url"}.difference(own):
+            if getattr(self, other) is not None:
+                raise wrong(f'a {self.type} warehouse has no "{other}"', at=other, key=True)
+        said = [name for name in own if getattr(self, name) is not None]
+        if not said:
+            raise wrong(f'a {self.type} warehouse needs "{own[0]}"')
+        if len(said) > 1:
+            raise wrong('a warehouse has a "connection" or a "url", not both', at="url", key=True)
         return self
 
 

@@ -183,18 +183,51 @@ class Project:
         return self._path(resolved)
 
     def warehouse_path(self) -> str | None:
-        """Return the warehouse's folder, resolved and absolute; None: the environment has no warehouse.
+        """Return the DuckDB warehouse's folder, resolved and absolute; None: the environment has no such warehouse.
 
         Raises:
-            ProjectError: a variable is not set, or the warehouse is of a type that is not built yet.
+            ProjectError: a variable is not set.
         """
         warehouse: Warehouse | None = self.settings.warehouse
-        if warehouse is None:
+        if warehouse is None or warehouse.path is None:
             return None
-        if warehouse.path is None:
-            hint = "use {type: duckdb, path: ./warehouse}"
-            raise self._not_yet(("warehouse", "type"), f"a {warehouse.type} warehouse", hint)
         return self._path(self._resolve(warehouse.path, ("warehouse", "path"), "the warehouse", secret=False))
+
+    @property
+    def warehouse_in_postgres(self) -> bool:
+        """Whether the warehouse is a PostgreSQL database."""
+        return self.settings.warehouse is not None and self.settings.warehouse.type == "postgres"
+
+    def warehouse_connection(self) -> str | None:
+        """Return the connection whose database is the warehouse; None: it is none of a connection.
+
+        Raises:
+            ProjectError: the environment has no such connection, or it is a folder of files.
+        """
+        warehouse = self.settings.warehouse
+        name = None if warehouse is None else warehouse.connection
+        if name is None:
+            return None
+        place = self._place_of(("warehouse", "connection"))
+        if name not in self.settings.connections:
+            known = list(self.settings.connections)
+            hint = did_you_mean(name, known) or f"connections: {', '.join(known)}"
+            raise self.problem(f"environment {self.environment} has no connection {name}", place, hint=hint)
+        if self.settings.connections[name].type == "files":
+            raise self.problem(f"connection {name} is a folder of files, not a database", place)
+        return name
+
+    def warehouse_url(self) -> str:
+        """Return the PostgreSQL warehouse's URL with its variables resolved; it is a secret from now on.
+
+        Raises:
+            NotFound: the warehouse has no URL of its own.
+            ProjectError: a variable is not set.
+        """
+        warehouse = self.settings.warehouse
+        if warehouse is None or warehouse.url is None:
+            raise NotFound("the warehouse has no URL of its own", where=MANIFEST)
+        return self._resolve(warehouse.url, ("warehouse", "url"), "the warehouse", secret=True)
 
     def state_url(self) -> str | None:
         """Return where the state store is, resolved; None: the default beside the project."""

@@ -1,24 +1,32 @@
-"""The step kind `dbt`: the project's dbt folder is built and tested in the warehouse's clone."""
+"""The step kind `dbt`: the project's dbt folder is built and tested where no reader of the warehouse looks.
+
+In a DuckDB warehouse that is the run's clone of the file; in PostgreSQL a generation of hidden schemas, in which
+incremental models and snapshots were cloned first.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from millrace.core.names import AssetId
 from millrace.core.plan import Freshness, Step
-from millrace.core.ports import Context, StageRequest
+from millrace.core.ports import Context, StageRequest, Target
 from millrace.core.schema import Schema
 from millrace.core.staged import CheckResult, Proof, Staged
 from millrace.dashboards.columns import check_columns
 from millrace.duck.warehouse import WarehouseTarget
+from millrace.errors import MillraceError
+from millrace.postgres.warehouse import PostgresWarehouse
 from millrace.steps.checking import querying
 from millrace.steps.resources import Resources
 from millrace.steps.versions import judge, pinned
 from millrace.steps.warehouse import warehouse_of
-from millrace.transform.dbt import DbtResult, build, graph
-from millrace.transform.dbt_process import DbtEvent, DbtOptions
+from millrace.transform.dbt import DbtGraph, DbtResult, build, graph
+from millrace.transform.dbt_process import PASSWORD, DbtEvent, DbtOptions
 
 TESTS = "tests"  # dbt's tests in the detail of the first of what a build staged
 CHECKED = {"pass": True, "warn": False, "fail": False}
@@ -37,7 +45,10 @@ class DbtStep:
         return judge(step, ctx, publishes="with the warehouse, in one step", proves="dbt tests")
 
     def stage(self, step: Step, ctx: Context) -> tuple[Staged, ...]:
-        """Build in the clone. Raises StepFailed for a model, GateFailed for a test."""
+        """Build where no reader looks. Raises StepFailed for a model, GateFailed for a test."""
+        target = ctx.target(step.target)
+        if isinstance(target, PostgresWarehouse):
+            return self._stage_in_postgres(step, ctx, target)
         warehouse = warehouse_of(ctx, step)
         clone = warehouse.clone(ctx.run)
         if kept := clone.staged(ctx.load):
@@ -47,23 +58,68 @@ class DbtStep:
                 self._resources.folder / str(step.spec["path"]),
                 clone.folder,
                 self._resources.cache,
-                DbtOptions(
-                    environment=environment(ctx.logical_time),
-                    full_refresh=bool(step.spec.get("full_refresh")),
-                    on_event=self._telling(ctx),
-                    stopping=ctx.stopping,
-                    inherit=(clone.owner,),
-                    memory_limit=self._resources.memory_limit,
-                    threads=self._resources.threads,
-                ),
+                replace(self._options(step, ctx), inherit=(clone.owner,)),
             )
-            checks = self._checks(step, result)
-            ctx.report.checks(checks)
-            result.check()
-            details = {asset: {TESTS: [check.to_json() for check in checks]} for asset in step.assets[:1]}
+            details = self._details(step, ctx, result, self._graph(step))
             return warehouse.stage_results(clone, self._requests(step, ctx, warehouse), details)
 
-    def _requests(self, step: Step, ctx: Context, warehouse: WarehouseTarget) -> list[StageRequest]:
+    def _stage_in_postgres(self, step: Step, ctx: Context, warehouse: PostgresWarehouse) -> tuple[Staged, ...]:
+        if kept := warehouse.staged(ctx.run, ctx.load):
+            return kept
+        project = self._graph(step, postgres=True)
+        options = self._options(step, ctx)
+        pins = pinned(step, ctx)
+        made = warehouse.begin(
+            ctx.run,
+            project.schemas,
+            [one.asset for one in project.models if one.carried and not (options.full_refresh and not one.snapshot)],
+            {asset: pins.get(str(asset), 1) for asset in step.inputs},
+        )
+        try:
+            where = warehouse.where()
+            secret = {PASSWORD: where.password.reveal()} if where.password else {}
+            result = build(
+                self._resources.folder / str(step.spec["path"]),
+                ctx.scratch(),
+                self._resources.cache / "build",  # the plan's parse, of another server, keeps its own files
+                replace(
+                    options,
+                    postgres=where.parameters,
+                    suffix=made.suffix,
+                    environment={**options.environment, **secret},
+                ),
+            )
+            details = self._details(step, ctx, result, project)
+            return warehouse.stage_results(made, self._requests(step, ctx, warehouse), details)
+        except BaseException:
+            with contextlib.suppress(MillraceError):  # else the next run drops it
+                warehouse.abandon(made)
+            raise
+
+    def _options(self, step: Step, ctx: Context) -> DbtOptions:
+        return DbtOptions(
+            environment=environment(ctx.logical_time),
+            full_refresh=bool(step.spec.get("full_refresh")),
+            on_event=self._telling(ctx),
+            stopping=ctx.stopping,
+            memory_limit=self._resources.memory_limit,
+            threads=self._resources.threads,
+        )
+
+    def _graph(self, step: Step, *, postgres: bool = False) -> DbtGraph:
+        """Return what the project makes; kept by its folder's hash."""
+        return graph(self._resources.folder / str(step.spec["path"]), self._resources.cache, postgres=postgres)
+
+    def _details(
+        self, step: Step, ctx: Context, result: DbtResult, project: DbtGraph
+    ) -> dict[AssetId, dict[str, list[dict[str, Any]]]]:
+        """Report the tests and refuse a build in which anything failed; returns what goes with the first asset."""
+        checks = self._checks(step, result, project)
+        ctx.report.checks(checks)
+        result.check()
+        return {asset: {TESTS: [check.to_json() for check in checks]} for asset in step.assets[:1]}
+
+    def _requests(self, step: Step, ctx: Context, warehouse: Target) -> list[StageRequest]:
         inputs = pinned(step, ctx)
         requests = []
         for asset in step.assets:
@@ -97,19 +153,24 @@ class DbtStep:
         return tell
 
     def prove(self, step: Step, staged: Sequence[Staged], ctx: Context) -> tuple[Proof, ...]:
-        """Record the digests of what dbt made; its tests ran while it built, and their outcomes came with the stage."""
-        warehouse = warehouse_of(ctx, step)
+        """Record the digests of what dbt made, or see that views keep their columns.
+
+        dbt's tests ran while it built, and their outcomes came with the stage.
+        """
         tests = [CheckResult.from_json(check) for item in staged for check in item.detail.get(TESTS, ())]
         ctx.report.checks(tests)
         ctx.report.note(f"{len(tests)} tests")
+        target = ctx.target(step.target)
+        if isinstance(target, PostgresWarehouse):
+            return target.prove_all(staged)
+        warehouse = warehouse_of(ctx, step)
         self._check_pages(step, staged, warehouse)
         if staged:  # gates come after it and add theirs
             warehouse.note_checks(warehouse.opened(staged[0]), step.key, tests, anew=True)
         return tuple(warehouse.prove(item) for item in staged)
 
-    def _checks(self, step: Step, result: DbtResult) -> list[CheckResult]:
+    def _checks(self, step: Step, result: DbtResult, project: DbtGraph) -> list[CheckResult]:
         """Return dbt's tests as checks of what each looks at: journalled, shown and scored like all others."""
-        project = graph(self._resources.folder / str(step.spec["path"]), self._resources.cache)  # kept by its hash
         looked_at = {test.unique_id: test.assets for test in project.tests}
         other = step.assets[:1] or (AssetId("dbt", step.label),)
         return [

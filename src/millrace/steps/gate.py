@@ -1,4 +1,4 @@
-"""The step kind `gate`: checks on tables of the warehouse's clone, before the whole group is published."""
+"""The step kind `gate`: checks on what was staged in the warehouse, before the whole group is published."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import ClassVar
 from millrace.core.plan import Freshness, Step
 from millrace.core.ports import Context
 from millrace.core.staged import Proof, Staged
-from millrace.steps.checking import enforce_checks, querying
+from millrace.duck.warehouse import WarehouseTarget
+from millrace.steps.checking import enforce_checks
 from millrace.steps.resources import Resources
-from millrace.steps.warehouse import warehouse_of
+from millrace.steps.warehouse import staged_query
 
 
 class GateStep:
@@ -32,23 +33,20 @@ class GateStep:
         return ()
 
     def prove(self, step: Step, staged: Sequence[Staged], ctx: Context) -> tuple[Proof, ...]:
-        """Run the checks in the clone of this run. Raises GateFailed."""
+        """Run the checks on what this run has staged. Raises GateFailed."""
         (asset,) = step.inputs
-        warehouse = warehouse_of(ctx, step)
+        warehouse = ctx.target(step.target)
         entry = warehouse.ledger(asset)
-        clone = warehouse.clone(ctx.run)
-        connection = clone.connect(read_only=True)
-        try:
-            query = querying(connection, str(clone.path))
+        with staged_query(ctx, step) as (query, where):
             results = enforce_checks(
                 step.spec["checks"],
                 asset,
                 query,
-                (asset.layer, asset.name),
+                where(asset),
                 ctx,
+                relations=where,
                 last_good=entry.time if entry else None,
             )
-        finally:
-            connection.close()
-        warehouse.note_checks(clone, step.key, results)
+        if isinstance(warehouse, WarehouseTarget):  # pages read them there
+            warehouse.note_checks(warehouse.clone(ctx.run), step.key, results)
         return ()

@@ -22,8 +22,11 @@ from millrace.core.names import AssetId
 from millrace.errors import GateFailed, Place, StepFailed
 from millrace.transform.dbt_process import DbtOptions, run_dbt, versions
 
-FORMAT = 1
+FORMAT = 2
+NOWHERE = {"host": "localhost", "port": "5432", "user": "nobody", "dbname": "nowhere"}
+"""Where a PostgreSQL warehouse is for a parse, which connects to none."""
 _SKIPPED = {"target", "logs", "__pycache__", "venv"}
+_ANEW = {"table", "view", "seed", "materialized_view"}
 _BAD = {"error", "fail", "runtime error"}
 
 
@@ -58,6 +61,16 @@ class DbtModel:
     def asset(self) -> AssetId:
         """What it is called in a project."""
         return AssetId(self.schema, self.name)
+
+    @property
+    def snapshot(self) -> bool:
+        """Whether it keeps versions, which no build can make again."""
+        return self.resource == "snapshot"
+
+    @property
+    def carried(self) -> bool:
+        """Whether a build goes on from what the one before left: everything that is not known to be made anew."""
+        return self.materialized not in _ANEW
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +110,14 @@ class DbtGraph:
 
     Attributes:
         code: the hash of the folder: equal as long as nothing in it changed.
+        schemas: what a build fills: those of the models, and of tests whose failures are stored.
     """
 
     code: str
     models: tuple[DbtModel, ...]
     sources: tuple[DbtSource, ...]
     tests: tuple[DbtTest, ...]
+    schemas: tuple[str, ...] = ()
 
     @property
     def assets(self) -> tuple[AssetId, ...]:
@@ -216,6 +231,7 @@ def graph(
     variables: Mapping[str, Any] | None = None,
     *,
     environment: Mapping[str, str] | None = None,
+    postgres: bool = False,
 ) -> DbtGraph:
     """Return what a dbt project makes; dbt is started only when the folder is not as it was.
 
@@ -224,6 +240,7 @@ def graph(
         cache_dir: Millrace's folder for this project and environment.
         variables: dbt's vars.
         environment: as for `build`; their values do not count as a change.
+        postgres: the project is for a PostgreSQL warehouse; it is not connected to.
 
     Raises:
         ExtraMissing: dbt is not installed.
@@ -231,7 +248,9 @@ def graph(
         ProjectError: dbt cannot read the project; its own words are in the detail.
     """
     code = folder_hash(project_dir)
-    key = hashlib.sha256(json.dumps([FORMAT, code, versions(), dict(variables or {})]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        json.dumps([FORMAT, code, versions(postgres=postgres), dict(variables or {})]).encode()
+    ).hexdigest()[:16]
     cached = cache_dir / f"graph-{key}.json"
     try:
         data = json.loads(cached.read_text(encoding="utf-8"))
@@ -240,7 +259,8 @@ def graph(
     given = dict(environment or {})
     if data is None or data["env"] != _environment(data["env"], given):
         with tempfile.TemporaryDirectory(prefix="millrace-dbt-") as scratch:
-            options = DbtOptions(variables=variables or {}, environment=given)
+            where = NOWHERE if postgres else None
+            options = DbtOptions(variables=variables or {}, environment=given, postgres=where)
             answer = run_dbt("parse", project_dir, Path(scratch), cache_dir, options)
         data = answer["graph"]
         data["env"] = _environment(data["env"], given)
@@ -303,15 +323,15 @@ def _graph(code: str, data: Mapping[str, Any]) -> DbtGraph:
     sources = tuple(
         DbtSource(source["id"], source["schema"], source["relation"], source["path"]) for source in data["sources"]
     )
-    return DbtGraph(code, models, sources, tuple(tests))
+    return DbtGraph(code, models, sources, tuple(tests), tuple(data["schemas"]))
 
 
 def build(project_dir: Path, run_folder: Path, cache_dir: Path, options: DbtOptions) -> DbtResult:
-    """Run `dbt build` on the `warehouse.duckdb` of a folder; it must be open nowhere else.
+    """Run `dbt build` on a PostgreSQL warehouse, or on the `warehouse.duckdb` of a folder, open nowhere else.
 
     Args:
         project_dir: the folder of `dbt_project.yml`; it is only read.
-        run_folder: the clone's folder: dbt's working folder.
+        run_folder: dbt's working folder: the clone's.
         cache_dir: Millrace's folder for this project and environment.
         options: how.
 

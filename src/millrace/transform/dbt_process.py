@@ -36,6 +36,7 @@ from millrace.errors import (
     TargetBusy,
 )
 
+PASSWORD = "DBT_ENV_SECRET_MILLRACE_PASSWORD"  # noqa: S105 (a name; dbt keeps values of such names out of its logs)
 _STOP_SECONDS = 10.0
 _LOCK_SECONDS = 600.0  # a build before ours may take that long
 _FILE = re.compile(r"(?<![\w./-])((?:[\w.-]+/)*[\w.-]+\.(?:sql|ya?ml|csv|py|md))\b")
@@ -70,6 +71,9 @@ class DbtOptions:
         inherit: open files that dbt's process keeps open as long as it lives (the clone's lock).
         memory_limit: DuckDB's limit in dbt's process.
         threads: dbt's and DuckDB's threads.
+        postgres: where the PostgreSQL warehouse is: host, port, user, dbname … without the password, which stands in
+            `environment` under PASSWORD. None: the warehouse is a DuckDB file.
+        suffix: added to the schemas of everything that dbt makes, in the parsed project only.
     """
 
     variables: Mapping[str, Any] = field(default_factory=dict)
@@ -80,14 +84,17 @@ class DbtOptions:
     inherit: Sequence[int] = ()
     memory_limit: str = "1GB"
     threads: int = 2
+    postgres: Mapping[str, str] | None = None
+    suffix: str = ""
 
 
-def versions() -> str:
+def versions(*, postgres: bool = False) -> str:
     """Return what dbt is made of here, without importing it. Raises ExtraMissing."""
+    names = ("dbt-core", "dbt-postgres") if postgres else ("dbt-core", "dbt-duckdb", "duckdb")
     try:
-        return " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("dbt-core", "dbt-duckdb", "duckdb"))
+        return " ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     except importlib.metadata.PackageNotFoundError:
-        raise ExtraMissing("dbt", "dbt") from None
+        raise ExtraMissing("dbt", "dbt-postgres" if postgres else "dbt") from None
 
 
 def _profile_name(project_dir: Path) -> str:
@@ -115,22 +122,36 @@ def _profile_name(project_dir: Path) -> str:
     return name if isinstance(name, str) and "{" not in name else "millrace"
 
 
-def _write_profile(folder: Path, name: str, memory_limit: str, threads: int) -> None:
-    """Write the profile, unless it is there: a changed one makes dbt parse everything again."""
-    output = {
+def _output(options: DbtOptions) -> dict[str, Any]:
+    """Return how dbt reaches the warehouse, as a profile says it; a password is never in it."""
+    if options.postgres is not None:
+        return {
+            "type": "postgres",
+            "schema": "public",
+            "threads": options.threads,
+            "application_name": "millrace dbt",
+            **options.postgres,
+            "port": int(options.postgres["port"]),
+            "password": f"{{{{ env_var('{PASSWORD}', '') }}}}",
+        }
+    return {
         "type": "duckdb",
         "path": "warehouse.duckdb",
         "schema": "main",
-        "threads": threads,
+        "threads": options.threads,
         "keep_open": False,
-        "settings": {"memory_limit": memory_limit, "temp_directory": "spill", "TimeZone": "UTC"},
+        "settings": {"memory_limit": options.memory_limit, "temp_directory": "spill", "TimeZone": "UTC"},
         "config_options": {
-            "threads": threads,
+            "threads": options.threads,
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
         },
     }
-    text = yaml.safe_dump({name: {"target": "millrace", "outputs": {"millrace": output}}}, sort_keys=False)
+
+
+def _write_profile(folder: Path, name: str, output: Mapping[str, Any]) -> None:
+    """Write the profile, unless it is there: a changed one makes dbt parse everything again."""
+    text = yaml.safe_dump({name: {"target": "millrace", "outputs": {"millrace": dict(output)}}}, sort_keys=False)
     path = folder / "profiles.yml"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         fresh = path.with_suffix(".tmp")
@@ -158,13 +179,18 @@ def _locked(cache_dir: Path, stopping: Callable[[], bool] | None) -> Iterator[No
 
 def run_dbt(command: str, project_dir: Path, folder: Path, cache_dir: Path, options: DbtOptions) -> dict[str, Any]:
     """Run one command of dbt in a process of its own, and return its answer. Raises what `dbt.build` raises."""
-    versions()
+    versions(postgres=options.postgres is not None)
     name = _profile_name(project_dir)
     profiles = cache_dir / "profiles"
     profiles.mkdir(parents=True, exist_ok=True)
-    request = {"command": command, "vars": dict(options.variables), "full_refresh": options.full_refresh}
+    request = {
+        "command": command,
+        "vars": dict(options.variables),
+        "full_refresh": options.full_refresh,
+        "suffix": options.suffix,
+    }
     with _locked(cache_dir, options.stopping), tempfile.TemporaryFile() as log:
-        _write_profile(profiles, name, options.memory_limit, options.threads)
+        _write_profile(profiles, name, _output(options))
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "millrace.transform.dbt_runner"],
             cwd=folder,
@@ -206,6 +232,7 @@ def _child_environment(project_dir: Path, profiles: Path, cache_dir: Path, profi
         "DBT_VERSION_CHECK": "false",
         "DO_NOT_TRACK": "1",
         "PYTHONUTF8": "1",
+        "PGTZ": "UTC",  # libpq's; a DuckDB profile says it itself
     }
 
 

@@ -52,20 +52,53 @@ def run(request: dict[str, Any], send: Send) -> dict[str, Any]:
         if event.info.name in ("LogStartLine", "NodeFinished"):
             send(_event(event))
 
-    arguments = [request["command"], "--quiet"]
+    options = ["--quiet"]
     if request["vars"]:
-        arguments += ["--vars", json.dumps(request["vars"])]
+        options += ["--vars", json.dumps(request["vars"])]
+    manifest = None
+    if request["suffix"]:
+        parsed: Any = dbtRunner().invoke(["parse", *options])
+        if not parsed.success:
+            return {"success": False, "error": _words(parsed.exception), "nodes": [], "graph": None}
+        manifest = redirected(parsed.result, request["suffix"])
     if request["full_refresh"]:
-        arguments.append("--full-refresh")
-    found: Any = dbtRunner(callbacks=[heard]).invoke(arguments)
+        options.append("--full-refresh")
+    found: Any = dbtRunner(manifest=manifest, callbacks=[heard]).invoke([request["command"], *options])
     answer: dict[str, Any] = {"success": bool(found.success), "error": None, "nodes": [], "graph": None}
     if found.exception is not None:
-        answer["error"] = f"{type(found.exception).__name__}: {found.exception}"
+        answer["error"] = _words(found.exception)
     elif request["command"] == "parse":
         answer["graph"] = _graph(found.result)
     else:
         answer["nodes"] = [_node(result) for result in found.result or ()]
     return answer
+
+
+def _words(error: Any) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def redirected(manifest: Any, suffix: str) -> Any:
+    """Move everything that a build makes into schemas of other names, in the parsed project only.
+
+    References between models follow; sources stay where they are, and so do names that are written into SQL.
+    """
+    for node in manifest.nodes.values():
+        if not _makes(node):
+            continue
+        old, node.schema = node.schema, node.schema + suffix
+        if node.relation_name:
+            before, _, name = node.relation_name.rpartition(f'"{old}".')  # the database may have the same name
+            node.relation_name = f'{before}"{node.schema}".{name}'
+    return manifest
+
+
+def _makes(node: Any) -> bool:
+    """Say whether a node becomes a relation; of tests, those whose failures are stored."""
+    resource = str(node.resource_type.value)
+    return resource in ("model", "seed", "snapshot") or (
+        resource == "test" and bool(getattr(node.config, "store_failures", False))
+    )
 
 
 def _event(event: Any) -> dict[str, Any]:
@@ -147,7 +180,18 @@ def _graph(manifest: Any) -> dict[str, Any]:
         }
         for source in manifest.sources.values()
     ]
-    return {"made": made, "tests": tests, "sources": sources, "env": sorted(manifest.env_vars)}
+    filled = {
+        node.schema
+        for node in manifest.nodes.values()
+        if _makes(node) and getattr(node.config, "materialized", "") != "ephemeral"
+    }
+    return {
+        "made": made,
+        "tests": tests,
+        "sources": sources,
+        "schemas": sorted(filled),
+        "env": sorted(manifest.env_vars),
+    }
 
 
 def _names(value: Any) -> list[str]:
