@@ -211,7 +211,10 @@ class House:
     def explain(self, plan: Plan) -> list[tuple[Step, Freshness | MillraceError]]:
         """Say what a run of a plan would do, and why: see `explain.explain`."""
         self._require_extras()
-        return explain(self.runtime, self.whole, plan)
+        try:
+            return explain(self.runtime, self.whole, plan)
+        finally:
+            self.runtime.let_go(())  # what was looked at now is not what a run reads
 
     def _require_extras(self) -> None:
         """Name all extras that the project needs and that are missing. Raises ExtraMissing."""
@@ -276,6 +279,10 @@ class House:
         keys = [step.key for step in self.whole.steps]
         if key not in keys:
             raise UsageError(f"there is no step {key!r}", hint=did_you_mean(key, keys) or "see: millrace plan --json")
+        shared = self.whole[key].spec.get("copy", {}).get("snapshot")
+        if shared:
+            what = f"{key} shares a snapshot with the other tables of {shared}, which holds within one process only"
+            raise UsageError(what, hint="use millrace run, or leave snapshot: shared out")
         return self._engine("silent").phase(self.whole, key, run, phase, logical_time=at)
 
     def check_bundle(self, wanted: str | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import TracebackType
@@ -112,7 +112,8 @@ class Runtime:
         from millrace.postgres.reader import PostgresReader
 
         if connection not in self._readers:
-            self._readers[connection] = PostgresReader(self.database(connection), self._kept(connection))
+            self._readers[connection] = reader = PostgresReader(self.database(connection), self._kept(connection))
+            self.closing.callback(reader.let_go)
         return self._readers[connection]
 
     def _kept(self, connection: str) -> Sessions:
@@ -123,10 +124,13 @@ class Runtime:
         self._sessions.append(kept)
         return kept
 
-    def rest(self) -> None:
-        """Close connections that nobody uses at the moment."""
-        for sessions in self._sessions:
-            sessions.close()
+    def let_go(self, snapshots: Collection[str]) -> None:
+        """See `steps.resources.Resources`."""
+        for reader in self._readers.values():
+            reader.let_go(snapshots)
+        if not snapshots:
+            for sessions in self._sessions:
+                sessions.close()
 
     def files(self, connection: str) -> FileFolder:
         """Return a connection's folder.

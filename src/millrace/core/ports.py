@@ -166,6 +166,14 @@ class Settling(Protocol):
         """Do it. It is lost when the process dies before, so the next run's `fresh` and `stage` must see to it."""
 
 
+@runtime_checkable
+class Holding(Protocol):
+    """A step kind that holds something open for several steps of a run, like a snapshot that they share."""
+
+    def let_go(self, waiting: Sequence[Step]) -> None:
+        """Close what none of the steps needs that run or wait; called when a step has ended."""
+
+
 class StepKind(Protocol):
     """One kind of step; found by entry point `millrace.step_kinds`."""
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from millrace.core.plan import Step
+from millrace.core.ports import Holding
 from millrace.engine.groups import GroupRun, groups_of, skip
 from millrace.engine.records import StepOutcome
 from millrace.engine.session import Session
-from millrace.errors import Interrupted
+from millrace.errors import Interrupted, MillraceError
 
 Group = tuple[Step, ...]
 Ended = tuple[Group, "list[StepOutcome] | BaseException"]
@@ -128,3 +130,14 @@ class Schedule:
             if bad is not None and outcome.status in ("failed", "interrupted", "discarded", "skipped"):
                 word = "failed" if bad.status == "failed" else "was interrupted"
                 self._causes[step.key] = f"{bad.label} {word}"
+        self._let_go({step.kind for step in steps})
+
+    def _let_go(self, kinds: Collection[str]) -> None:
+        """Let kinds close what no step of the run needs any more."""
+        waiting = [step for step in self._session.plan.steps if step.key not in self._outcomes]
+        for name in kinds:
+            with contextlib.suppress(MillraceError):  # a kind that cannot be made has told why
+                kind = self._session.kinds.get(name)
+                if kind is None or not isinstance(kind, Holding):
+                    continue
+                kind.let_go([step for step in waiting if step.kind == name])

@@ -435,6 +435,8 @@ def _copy_spec(copy: CopyTable) -> dict[str, Any]:
     }
     if options.files is not None:
         spec["files"] = _files_spec(options)
+    if options.snapshot == "shared":
+        spec["snapshot"] = copy.file
     spec |= {
         name: getattr(options, name)
         for name in ("max_delete", "workers", "segment_rows")

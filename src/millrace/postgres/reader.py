@@ -7,9 +7,10 @@ another server, which the snapshot does not hold: if they change meanwhile, the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import psycopg
@@ -21,7 +22,7 @@ from millrace.core.ports import Snapshot
 from millrace.core.position import Cursor, Position
 from millrace.core.schema import Schema
 from millrace.core.segment import Segment, SegmentId
-from millrace.errors import ContractBroken, TransientFailure
+from millrace.errors import ContractBroken, MillraceError, TransientFailure
 from millrace.postgres.catalog import PgColumn, Relation, describe
 from millrace.postgres.digest import digest_of, digest_query, shape
 from millrace.postgres.names import sql_name
@@ -75,6 +76,14 @@ def enter_snapshot(connection: Connection, token: str) -> None:
                 detail=[error.diag.message_primary or str(error)],
             ) from error
         raise translate(error, where=connection.info.dbname, doing="enter the snapshot") from error
+
+
+def _view_gone(name: str, label: str) -> MillraceError:
+    return MillraceError(
+        f"the snapshot that {name} shares is gone: the connection that held it has ended",
+        where=label,
+        hint="run again: tables that were published meanwhile hold the earlier state, and all are read from a new one",
+    )
 
 
 def change_predicate(
@@ -138,6 +147,8 @@ class PostgresReader:
     def __init__(self, database: Database, sessions: Sessions | None = None) -> None:
         self.database = database
         self.sessions = sessions or Sessions(database)
+        self._shared: dict[str, tuple[PostgresSnapshot, ExitStack]] = {}
+        self._sharing = threading.Lock()
 
     def connect(self, purpose: str) -> AbstractContextManager[Connection]:
         """Open a pinned connection in autocommit mode for a block; it counts on its own: see `Sessions`."""
@@ -169,17 +180,43 @@ class PostgresReader:
             return open_source(own, table, label=self.database.label, where=where, select=select)
 
     @contextmanager
-    def snapshot(self, connections: int = 1) -> Iterator[PostgresSnapshot]:
+    def snapshot(self, connections: int = 1, *, shared: str = "") -> Iterator[PostgresSnapshot]:
         """Open one consistent view and export it; it ends with the block.
 
         Args:
             connections: how many are used in the block at least, this one included: see `Sessions.booked`.
+            shared: name of a view that is opened at its first use and stays open until `let_go`.
+
+        Raises:
+            MillraceError: the connection that held the shared view has ended.
         """
+        first = self._shared_snapshot(shared) if shared else None
         with (
             self.sessions.booked(connections, connections),
             self.sessions.session("snapshot") as connection,
         ):
-            yield self._exported(connection)
+            if first is None:
+                yield self._exported(connection)
+                return
+            try:
+                enter_snapshot(connection, first.token)
+            except TransientFailure as error:
+                raise _view_gone(shared, self.database.label) from error
+            yield replace(first, connection=connection)
+
+    def _shared_snapshot(self, name: str) -> PostgresSnapshot:
+        with self._sharing:
+            if name not in self._shared:
+                with ExitStack() as stack:
+                    snap = self._exported(stack.enter_context(self.sessions.held("shared snapshot")))
+                    self._shared[name] = snap, stack.pop_all()
+            return self._shared[name][0]
+
+    def let_go(self, needed: Collection[str] = ()) -> None:
+        """End shared views but for those named."""
+        with self._sharing:
+            for name in self._shared.keys() - set(needed):
+                self._shared.pop(name)[1].close()
 
     def _exported(self, connection: Connection) -> PostgresSnapshot:
         with translated(self.database.label, "open a snapshot", connection=connection):

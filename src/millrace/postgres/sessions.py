@@ -33,7 +33,7 @@ class Sessions:
         self.most = most
         self._keep = keep
         self._idle: list[Connection] = []
-        self._booked = 0
+        self._booked = self._held = 0
         self._freed = threading.Condition()
         self._process = os.getpid()
 
@@ -49,9 +49,10 @@ class Sessions:
             if self.most is None:
                 number = wanted
             else:
-                fewest = min(least, self.most)
+                fewest = min(least, max(self.most - self._held, 1))
                 while self.most - self._booked < fewest:
                     self._freed.wait()
+                    fewest = min(least, max(self.most - self._held, 1))
                 number = max(fewest, min(wanted, self.most - self._booked))
             self._booked += number
         try:
@@ -83,6 +84,19 @@ class Sessions:
             return
         with self._freed:
             self._idle.append(connection)
+
+    @contextmanager
+    def held(self, purpose: str) -> Iterator[Connection]:
+        """Book one session and open it for longer than others wait: they do not count on it."""
+        with self.connect(purpose) as connection:
+            with self._freed:
+                self._held += 1
+                self._freed.notify_all()
+            try:
+                yield connection
+            finally:
+                with self._freed:
+                    self._held -= 1
 
     @contextmanager
     def connect(self, purpose: str) -> Iterator[Connection]:

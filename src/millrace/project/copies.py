@@ -92,6 +92,7 @@ class TableOptions(FileOptions):
             must equal the rows read.
         max_delete: share of the target's rows that one publish may delete.
         verify: how often an incremental table is compared with its source as a whole; 7 days by default.
+        snapshot: `shared`: a run reads all tables of the file that say so from one snapshot of their database.
     """
 
     as_: Text | None = Field(default=None, alias="as")
@@ -106,6 +107,7 @@ class TableOptions(FileOptions):
     workers: Positive | None = None
     segment_rows: Positive | None = None
     verify: Annotated[Verify, BeforeValidator(_never, json_schema_input_type=Verify | Literal["never"])] | None = None
+    snapshot: Literal["own", "shared"] | None = None
     description: Text | None = None
     checks: CheckSet | None = None
     partitions: Annotated[Texts | None, BeforeValidator(_no_partitions)] = None

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 MOST_LINE = 1_000_000_000
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 OWN = ("_file", "_line", "_raw")
-TABLES_ONLY = ("key", "cursor", "where", "select", "count", "workers", "segment_rows", "max_delete", "verify")
+TABLES_ONLY = (
+    *("key", "cursor", "where", "select", "count", "workers", "segment_rows", "max_delete", "verify", "snapshot"),
+)
 _TYPES = ("text", "json")
 _WILD = re.compile(r"[*?]|\[[^]]*\]")
 _later = unbuilt(

@@ -93,7 +93,7 @@ class Connection(Part):
     embedded: Text | None = None
     path: Annotated[Text, AfterValidator(_referring)] | None = None
     ledger_schema: Text = "_millrace"
-    max_connections: Annotated[int, Field(strict=True, ge=2)] = 4
+    max_connections: Annotated[int, Field(strict=True, ge=3)] = 4
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Connection:

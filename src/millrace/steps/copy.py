@@ -26,6 +26,17 @@ class CopyStep:
 
     def fresh(self, step: Step, ctx: Context) -> Freshness:
         """Fresh while the source has not changed since the position in the ledger."""
+        found = self._fresh(step, ctx)
+        shared = step.spec["copy"].get("snapshot")
+        if not shared or found.fresh:
+            return found
+        return replace(found, publishes=f"{found.publishes}; reads the snapshot that {shared} shares".lstrip("; "))
+
+    def let_go(self, waiting: Sequence[Step]) -> None:
+        """Close the snapshots that no step shares any more, and with the last step all idle connections."""
+        self._resources.let_go([step.spec["copy"].get("snapshot", "") for step in waiting])
+
+    def _fresh(self, step: Step, ctx: Context) -> Freshness:
         spec, target = CopySpec.from_json(step.spec["copy"]), ctx.target(step.target)
         entry = target.ledger(spec.asset)
         if entry is not None and entry.code != step.code:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +26,9 @@ class Resources(Protocol):
 
     def reader(self, connection: str) -> PostgresReader:
         """Open a connection's reader; its secrets are resolved now."""
+
+    def let_go(self, snapshots: Collection[str]) -> None:
+        """Close the snapshots that steps share but for those named; with none named, idle connections as well."""
 
     def files(self, connection: str) -> FileFolder:
         """Return a connection's folder."""

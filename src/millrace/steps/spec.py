@@ -62,12 +62,14 @@ class CopySpec(CopyOptions):
         table: the source table.
         asset: the ledger's key: `layer.name` in a lake or warehouse, `schema.table` in a PostgreSQL target.
         files: how files become rows, where the source is a folder; the table is then a name only.
+        snapshot: name of the snapshot that it shares with other tables of the run; empty: it has its own.
     """
 
     source: str
     table: TableRef
     asset: AssetId
     files: FilesSpec | None = None
+    snapshot: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON types."""

@@ -155,7 +155,7 @@ def fresh(
     _require()
     # before the snapshot: a publish in between then moves the seq, and an older snapshot cannot replace a newer one
     entry = target.ledger(spec.asset)
-    with reader.snapshot() as snap:
+    with reader.snapshot(shared=spec.snapshot) as snap:
         work = _look(spec, reader, target, snap, entry, contract or {})
         rows: int | None = None
         proves = PROVES[work.how]
@@ -210,7 +210,7 @@ def stage(spec: CopySpec, reader: PostgresReader, target: LakeTarget, step: Step
     _require()
     # before the snapshot: a publish in between then moves the seq, and an older snapshot cannot replace a newer one
     entry = target.ledger(spec.asset)
-    with reader.snapshot(READING) as snap:
+    with reader.snapshot(READING, shared=spec.snapshot) as snap:
         work = _look(spec, reader, target, snap, entry, step.spec.get("contract") or {})
         source = _keyed(spec, work, snap, ctx)
         position = _position(spec, reader, work, snap, moment(ctx.logical_time))

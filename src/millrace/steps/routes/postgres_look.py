@@ -155,7 +155,7 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
     """Look at both sides, in a snapshot of the source that stays open in the block."""
     entry = target.ledger(spec.asset)
     relation = target.relation(spec.asset)
-    with reader.snapshot() as snap:
+    with reader.snapshot(shared=spec.snapshot) as snap:
         base = source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
         named = spec.key or source.key
         key = key_columns(source, named) if named or spec.mode != "truncate" else ()
