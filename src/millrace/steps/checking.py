@@ -15,13 +15,11 @@ from millrace.errors import KeyInvalid, NotFound
 from millrace.lake.target import LakeTarget
 from millrace.quality.gate import Query, Relations, enforce, run_checks
 from millrace.quality.rules import RowRule, parse_checks
+from millrace.steps.contracts import local_time, most_bad
 from millrace.steps.resources import Resources
 
 if TYPE_CHECKING:
     import duckdb
-
-LEAST = 10
-"""Rows of a load that may be set aside even where `max_bad` of them are fewer, unless it is 0."""
 
 
 def querying(connection: Any, where: str) -> Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]:
@@ -72,16 +70,6 @@ def enforce_checks(
     if results:
         ctx.report.note(f"score {score(results):.3f}")
     return results
-
-
-def most_bad(max_bad: float, rows: int) -> int:
-    """Return how many rows of a load may be set aside: at least `LEAST`, unless the share is 0."""
-    return max(LEAST, int(max_bad * rows)) if max_bad else 0
-
-
-def local_time(time: str) -> str:
-    """Return a time of the ledger as people read it: to the minute, in their zone."""
-    return dt.datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def check_lake_stage(

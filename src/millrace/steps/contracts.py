@@ -1,7 +1,8 @@
-"""Contracts about columns: what a source may change without asking."""
+"""Contracts: what columns of a source may change without asking, and how many of its rows may be set aside."""
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,19 @@ from millrace.core.names import AssetId
 from millrace.core.schema import Schema
 from millrace.core.staged import LedgerEntry
 from millrace.errors import ContractBroken
-from millrace.steps.checking import local_time
+
+LEAST = 10
+"""Rows of a load that may be set aside even where `max_bad` of them are fewer, unless it is 0."""
+
+
+def most_bad(max_bad: float, rows: int) -> int:
+    """Return how many rows of a load may be set aside: at least `LEAST`, unless the share is 0."""
+    return max(LEAST, int(max_bad * rows)) if max_bad else 0
+
+
+def local_time(time: str) -> str:
+    """Return a time of the ledger as people read it: to the minute, in their zone."""
+    return dt.datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def check_columns(asset: AssetId, contract: Mapping[str, Any], entry: LedgerEntry, old: Schema, new: Schema) -> None:

@@ -10,14 +10,12 @@ from millrace.core.plan import Freshness, Step
 from millrace.core.ports import Context
 from millrace.core.staged import Proof, Staged
 from millrace.errors import UsageError
-from millrace.postgres.target import PostgresTarget
 from millrace.steps.resources import Resources
-from millrace.steps.routes import postgres_postgres
 from millrace.steps.spec import CopySpec
 
 
 class CopyStep:
-    """Copies tables. The base install has no lake, so the way into one is imported only when it is taken."""
+    """Copies tables. Each way is imported when it is taken: the base install has no lake, and files need no driver."""
 
     kind: ClassVar[str] = "copy"
 
@@ -45,6 +43,9 @@ class CopyStep:
             from millrace.steps.routes import files_lake
 
             return files_lake.fresh(spec, spec.files, self._resources, files_lake.lake_of(target))
+        from millrace.postgres.target import PostgresTarget
+        from millrace.steps.routes import postgres_postgres
+
         reader = self._resources.reader(spec.source)
         if isinstance(target, PostgresTarget):
             return postgres_postgres.fresh(spec, reader, target)
@@ -65,6 +66,9 @@ class CopyStep:
             from millrace.steps.routes import files_lake
 
             return files_lake.stage(spec, spec.files, self._resources, files_lake.lake_of(target), step, ctx)
+        from millrace.postgres.target import PostgresTarget
+        from millrace.steps.routes import postgres_postgres
+
         reader = self._resources.reader(spec.source)
         if isinstance(target, PostgresTarget):
             return postgres_postgres.stage(spec, reader, target, step, ctx)

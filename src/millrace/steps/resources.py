@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from millrace.core.ports import Target
-from millrace.postgres.reader import PostgresReader
 
 if TYPE_CHECKING:
     from millrace.connectors.folder import FileFolder
+    from millrace.postgres.reader import PostgresReader
 
 
 class Resources(Protocol):

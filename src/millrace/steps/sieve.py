@@ -28,7 +28,8 @@ from millrace.lake.stage import LakeStage
 from millrace.quality import sql
 from millrace.quality.gate import reason, run_checks
 from millrace.quality.rules import Expression, RowRule, Rule, parse_checks
-from millrace.steps.checking import local_time, most_bad, querying
+from millrace.steps.checking import querying
+from millrace.steps.contracts import local_time, most_bad
 
 if TYPE_CHECKING:
     import duckdb

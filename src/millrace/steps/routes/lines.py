@@ -13,6 +13,7 @@ from millrace.core.position import Taken
 from millrace.core.segment import Segment
 from millrace.errors import ContractBroken, Interrupted
 from millrace.observe.lines import count
+from millrace.steps.contracts import most_bad
 from millrace.steps.landing import FilesSpec
 from millrace.steps.spec import CopySpec
 
@@ -188,15 +189,13 @@ class Load:
         if not self.bad and self.opened.quarantined() is None:
             return  # else the sum of source, asset and quarantine goes on
         rows = self._rows_of(self.bad)
-        from millrace.steps.checking import most_bad  # what parses rules costs a tenth of a second that few loads need
+        from millrace.lake.quarantine import digest_of
 
         lines = self.rows + len(self.bad)
         allowed = most_bad(contract.get("max_bad", 0), lines)
         blocks = contract.get("bad_rows") != "quarantine"
         if self.bad and (blocks or self._new(rows) > allowed):
             raise self._broken(lines, None if blocks else allowed, str(contract.get("place", self.spec.source)))
-        from millrace.lake.quarantine import digest_of
-
         self.expected["bad"] = digest_of(rows, self.schema)
         self.opened.set_aside(rows, gone=gone)
 
