@@ -19,7 +19,7 @@ from millrace.core.names import AssetId, TableRef
 from millrace.core.plan import Step
 from millrace.core.position import Cursor, Whole
 from millrace.core.staged import LedgerEntry, Staged
-from millrace.errors import ContractBroken, GuardRefused, Interrupted, KeyInvalid, NotFound, ProofFailed
+from millrace.errors import ContractBroken, GuardRefused, Interrupted, KeyInvalid, NotFound, ProofFailed, UsageError
 from millrace.lake.target import LakeTarget
 from millrace.postgres.heap import UNTOUCHED
 from millrace.postgres.reader import PostgresReader
@@ -562,6 +562,23 @@ def test_truncate_replaces_everything_in_one_commit(bench15: Bench) -> None:
     assert not before & set(bench15.lake.files(ASSET))
     bench15.assert_equal(("id", "note"))
     assert bench15.fresh(mode="truncate").fresh
+
+
+def test_a_text_cursor_into_the_lake(bench15: Bench) -> None:
+    bench15.execute("create table w (id int, changed text); insert into w values (1, '20260131'), (2, '20260130')")
+    bench15.execute("create view events as select * from w")
+    options = {"mode": "incremental", "cursor": "changed", "key": ("id",), "cursor_format": "yyyymmdd"}
+    with pytest.raises(UsageError, match="declare how it is written"):
+        bench15.run(**{**options, "cursor_format": None})
+    entry, _ = bench15.run(**options)
+    assert entry.position.value == "20260131"  # type: ignore[union-attr]
+    bench15.execute("insert into w values (3, '20260201'), (4, '1.2.2026'), (5, '20260130')")
+    _, ctx = bench15.run(**options)
+    assert ctx.report.notes == ["1 row has a changed that is no yyyymmdd, like '1.2.2026': read again each time"]
+    assert [row[0] for row in bench15.lake_rows(["id"])] == ["1", "2", "3", "4"]
+    bench15.run(**options, lookback="2d")
+    bench15.assert_equal(("id", "changed"))
+    assert bench15.fresh(**options, lookback="2d").fresh
 
 
 def test_killed_while_merging_the_next_run_ends_right(bench15: Bench) -> None:

@@ -73,6 +73,7 @@ class DataCopyEngine:
         batch_size: int = 10_000,
         *,
         cursor: str | None = None,
+        cursor_format: str | None = None,
         replace: bool = False,
         allow_deletes: bool = False,
         max_delete: float = 0.5,
@@ -90,6 +91,7 @@ class DataCopyEngine:
             custom_count: one SELECT of a number, evaluated in the copy's snapshot: it must equal the rows read.
             batch_size: accepted for the signature; rows are streamed as bytes, in no batches of rows.
             cursor: the column by which `incremental_sync` finds changes.
+            cursor_format: how a cursor that is a text is written: `yyyymmdd`, `date`, `datetime` or `timestamp`.
             replace: allow the first contact with a non-empty target that Millrace never wrote.
             allow_deletes, max_delete: lift, or set, the share of the target's rows that may be deleted.
 
@@ -118,6 +120,7 @@ class DataCopyEngine:
                 mode=MODES[sync_mode],
                 key=tuple(primary_keys),
                 cursor=cursor,
+                cursor_format=cursor_format,
                 where=custom_where,
                 select=custom_select,
                 count=custom_count,

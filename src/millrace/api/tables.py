@@ -27,6 +27,7 @@ KEYS: Mapping[str, tuple[type, ...]] = {
     "custom_count": (str, type(None)),
     "batch_size": (int,),
     "cursor": (str, type(None)),
+    "cursor_format": (str, type(None)),
 }
 """The keys of a table's configuration, with the types of their values; `source` must be there."""
 

@@ -177,7 +177,10 @@ def copy_table(
 
 def _code(spec: CopySpec) -> str:
     """Return the fingerprint of what decides which rows are copied."""
-    return fingerprint("copy", str(spec.table), repr((spec.mode, spec.key, spec.cursor, spec.where, spec.select)))
+    more = () if spec.cursor_format is None else (spec.cursor_format,)
+    return fingerprint(
+        "copy", str(spec.table), repr((spec.mode, spec.key, spec.cursor, spec.where, spec.select, *more))
+    )
 
 
 def copy_dry_run(source: str, table: str, target: str, into: str, options: CopyOptions) -> Counts:

@@ -45,6 +45,12 @@ def copy(
         list[str] | None, typer.Option(help="Key column; repeat for more. Default: the primary key.")
     ] = None,
     cursor: Annotated[str | None, typer.Option(help="Column by which incremental finds changes.")] = None,
+    cursor_format: Annotated[
+        str | None, typer.Option(help="How a text cursor is written: yyyymmdd, date, datetime or timestamp.")
+    ] = None,
+    lookback: Annotated[
+        str | None, typer.Option(help="Read again so far before the position: 3d, 12h, or a number.")
+    ] = None,
     where: Annotated[str | None, typer.Option(help="One SQL condition on the source's rows.")] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Take over a non-empty target that Millrace never wrote.")
@@ -84,6 +90,8 @@ def copy(
         mode=MODES[mode],
         key=tuple(key or ()),
         cursor=cursor,
+        cursor_format=cursor_format,
+        lookback=_lookback(lookback),
         where=where,
         replace=replace,
         allow_deletes=allow_deletes,
@@ -104,6 +112,15 @@ def copy(
     outcome = copy_table(source, table, target, into or table, options, show_progress=not as_json)
     if as_json:
         show.as_json(outcome.to_json())
+
+
+def _lookback(text: str | None) -> str | None:
+    from millrace.errors import UsageError
+    from millrace.postgres.cursors import LOOKBACK
+
+    if text is not None and LOOKBACK.fullmatch(text) is None:
+        raise UsageError(f"{text!r} is no look-back", hint="a duration like 3d, 12h, 30m or 10s, or a whole number")
+    return text
 
 
 DIFF_EXAMPLES = """

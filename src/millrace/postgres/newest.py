@@ -13,9 +13,9 @@ from psycopg import sql
 
 from millrace.errors import KeyInvalid
 from millrace.postgres.catalog import PgColumn
+from millrace.postgres.cursors import is_text
 from millrace.postgres.digest import row_hash
 from millrace.postgres.names import sql_name
-from millrace.postgres.reader import ordered
 from millrace.postgres.session import Connection, translated
 from millrace.postgres.source import Source, both
 
@@ -33,7 +33,7 @@ def newest(base: Source, key: Sequence[PgColumn], cursor: str, changes: Source |
     query = sql.SQL("{} order by {}, {} desc nulls last, {} desc").format(
         rows.select([sql.SQL("distinct on ({}) {}").format(_listed(key), _listed(rows.columns))]),
         _listed(key),
-        ordered(rows[cursor]),
+        rows.rule.ordered(rows[cursor]),
         row_hash(rows.columns),  # of two rows with one cursor value the same is taken each time
     )
     return Source(rows.label, rows.columns, query=query, database=rows.database)
@@ -83,6 +83,22 @@ def told(number: int, cursor: str) -> str:
     """Return the sentence about rows that were left out."""
     rows = "1 row" if number == 1 else f"{number:,} rows"
     return f"{rows} left out: a newer one by {sql_name(cursor)} has {'its' if number == 1 else 'their'} key"
+
+
+def misplaced(connection: Connection, source: Source, cursor: str) -> str | None:
+    """Return the sentence about rows whose text cursor is not written as declared, or None."""
+    column = source[cursor]
+    if source.rule.format is None or not is_text(column):
+        return None
+    odd = sql.SQL("{} is null and {} is not null").format(source.rule.ordered(column), column.identifier)
+    with translated(source.database, f"look at the cursor of {source.label}", connection=connection):
+        found = connection.execute(
+            source.select([sql.SQL("pg_catalog.count(*), pg_catalog.min({})").format(column.identifier)], odd)
+        ).fetchone()
+    if not found or not found[0]:
+        return None
+    rows = "1 row has" if found[0] == 1 else f"{found[0]:,} rows have"
+    return f"{rows} a {sql_name(cursor)} that is no {source.rule.format}, like {found[1]!r}: read again each time"
 
 
 def _of_changed_keys(base: Source, key: Sequence[PgColumn], changes: Source | None) -> Source:

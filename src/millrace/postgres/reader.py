@@ -24,6 +24,7 @@ from millrace.core.schema import Schema
 from millrace.core.segment import Segment, SegmentId
 from millrace.errors import ContractBroken, MillraceError, TransientFailure
 from millrace.postgres.catalog import PgColumn, Relation, describe
+from millrace.postgres.cursors import PLAIN, Rule, is_text
 from millrace.postgres.digest import digest_of, digest_query, shape
 from millrace.postgres.names import sql_name
 from millrace.postgres.segments import group_expression, key_segments, page_segments, predicate
@@ -87,7 +88,7 @@ def _view_gone(name: str, label: str) -> MillraceError:
 
 
 def change_predicate(
-    cursor: Cursor, column: PgColumn, *, now: str | None = None, versions: bool = True
+    cursor: Cursor, column: PgColumn, *, now: str | None = None, versions: bool = True, rule: Rule = PLAIN
 ) -> sql.Composable:
     """Return the predicate of the rows to look at from a position on.
 
@@ -101,13 +102,14 @@ def change_predicate(
         column: the cursor column.
         now: `PostgresSnapshot.state` of the look, to tell when the ids have gone round too far to be compared.
         versions: whether xmin means something: same cluster, plain heap.
+        rule: how the cursor column is read.
     """
     if cursor.value is None:
         return sql.SQL("true")
-    value = ordered(column)
+    value = rule.ordered(column)
     parts = [
-        sql.SQL("{} >= {}").format(value, sql.Literal(cursor.value)),
-        sql.SQL("{} is null").format(column.identifier),
+        sql.SQL("{} >= {}").format(value, rule.since(column, cursor.value)),
+        sql.SQL("{} is null").format(value),
     ]
     if versions and cursor.snapshot is not None:
         oldest = int(cursor.snapshot.split(":")[0])
@@ -122,13 +124,6 @@ def written_since(oldest: int) -> sql.Composed:
     return sql.SQL("((xmin::pg_catalog.text::pg_catalog.int8 - {}) & 4294967295) < 2147483648").format(
         sql.Literal(oldest % (1 << 32))
     )
-
-
-def ordered(column: PgColumn) -> sql.Composable:
-    """Return the column in the order that cursors and key comparisons use: bytes for text, on every server alike."""
-    if column.base_namespace == "pg_catalog" and column.base_name in ("text", "varchar", "bpchar"):
-        return sql.SQL('({} collate pg_catalog."C")').format(column.identifier)
-    return column.identifier
 
 
 def _own(snap: Snapshot) -> PostgresSnapshot:
@@ -301,10 +296,12 @@ class PostgresReader:
         """
         found = source[column]
         value = None
+        place = source.rule.ordered(found)
         # ORDER BY takes an output column of that name first: the text must not be called like the column
-        text = sql.SQL("{} as {}").format(text_form(found), sql.Identifier("b" if column == "a" else "a"))
+        shown = place if source.rule.format is not None and is_text(found) else text_form(found)
+        text = sql.SQL("{} as {}").format(shown, sql.Identifier("b" if column == "a" else "a"))
         query = sql.SQL("{} order by {} desc limit 1").format(
-            source.select([text], sql.SQL("{} is not null").format(found.identifier)), ordered(found)
+            source.select([text], sql.SQL("{} is not null").format(place)), place
         )
         try:
             with translated(self.database.label, f"read the cursor of {source.label}", connection=snap.connection):
@@ -332,7 +329,8 @@ class PostgresReader:
 
     def _changed(self, source: Source, position: Cursor, snap: PostgresSnapshot) -> sql.Composable:
         versions = source.paged and position.server == snap.server
-        return change_predicate(position, source[position.column], now=snap.state, versions=versions)
+        column = source[position.column]
+        return change_predicate(position, column, now=snap.state, versions=versions, rule=source.rule)
 
     def moved(self, source: Source, position: Cursor, snap: PostgresSnapshot) -> tuple[Digest, int]:
         """Digest the rows to look at since a position, and count those that move.
@@ -340,11 +338,13 @@ class PostgresReader:
         Rows at the boundary are looked at each time. As long as they are what the position says, they do not move.
         """
         rows, column = self.changes(source, position, snap), source[position.column]
-        tied = sql.SQL("({} = {} or {} is null)::pg_catalog.int4").format(
-            ordered(column), sql.Literal(position.value), column.identifier
-        )
+        tied: sql.Composable = sql.SQL("0")
+        if position.value is not None:
+            tied = sql.SQL("({0} between {1} and {2} or {0} is null)::pg_catalog.int4").format(
+                source.rule.ordered(column), source.rule.since(column, position.value), sql.Literal(position.value)
+            )
         form = shape(rows.columns)
-        query = digest_query(rows.origin, rows.columns, rows.where, sql.SQL("0") if position.value is None else tied)
+        query = digest_query(rows.origin, rows.columns, rows.where, tied)
         with translated(source.database, f"digest {source.label}", connection=snap.connection):
             found = {int(row[0]): digest_of(row[1:], form) for row in snap.connection.execute(query)}
         whole = Digest.sum(found.values(), form)

@@ -18,6 +18,7 @@ from millrace.core.names import TableRef
 from millrace.core.schema import Schema
 from millrace.errors import MillraceError, UsageError
 from millrace.postgres.catalog import PgColumn, Relation, columns_of_query, describe, missing_column
+from millrace.postgres.cursors import PLAIN, Rule
 from millrace.postgres.session import Connection, translated
 
 _TERMINAL = re.compile(r"\x1b\[[0-9;]*m")  # sqlglot underlines the offending word in its messages
@@ -34,6 +35,7 @@ class Source:
         query: the SELECT, when there is one.
         where: predicate over the columns of the table or of the query's result.
         database: label of the connection.
+        rule: how its cursor column is read, where it has one.
     """
 
     label: str
@@ -42,6 +44,7 @@ class Source:
     query: sql.Composable | None = None
     where: sql.Composable | None = None
     database: str = ""
+    rule: Rule = PLAIN
 
     @property
     def origin(self) -> sql.Composable:

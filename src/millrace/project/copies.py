@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from millrace.project.checks import CheckSet
 from millrace.project.fields import (
@@ -83,6 +83,21 @@ class Verify(Part):
         return None if self.every == "never" else float(seconds(self.every))
 
 
+def _lookback(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) and value > 0 else value
+
+
+def _whole_or_duration(value: str) -> str:
+    if not value.isdecimal():
+        seconds(value)
+    return value
+
+
+Lookback = Annotated[
+    Text, BeforeValidator(_lookback, json_schema_input_type=str | int), AfterValidator(_whole_or_duration)
+]
+
+
 class TableOptions(FileOptions):
     """One table of a copies file; `defaults` has the same keys except `as`, `select` and `count`.
 
@@ -90,6 +105,8 @@ class TableOptions(FileOptions):
         as_: the asset's name, where the table's own does not suit.
         where, select, count: the author's SQL: a condition, a column list or one SELECT, and a count query that
             must equal the rows read.
+        cursor_format: how a cursor that is a text is written.
+        lookback: how far before its position an incremental copy reads again: `3d`, or a number for a number.
         max_delete: share of the target's rows that one publish may delete.
         verify: how often an incremental table is compared with its source as a whole; 7 days by default.
         snapshot: `shared`: a run reads all tables of the file that say so from one snapshot of their database.
@@ -99,6 +116,8 @@ class TableOptions(FileOptions):
     key: Texts | None = None
     mode: CopyMode | None = None
     cursor: Text | None = None
+    cursor_format: Literal["yyyymmdd", "date", "datetime", "timestamp"] | None = None
+    lookback: Lookback | None = None
     where: Text | None = None
     select: Text | None = None
     count: Text | None = None

@@ -426,7 +426,8 @@ def _table(
         hint = "cursor: updated_at, or mode: full"
         raise document.problem(f"table {name} is incremental and names no cursor column", at, key=True, hint=hint)
     if options.mode not in ("incremental", "append") and options.cursor is not None:
-        options = options.model_copy(update={"cursor": None})  # from the defaults; a full copy reads everything
+        # from the defaults; a full copy reads everything
+        options = options.model_copy(update={"cursor": None, "cursor_format": None, "lookback": None})
     if options.mode == "snapshot" and target == "lake":
         at = (*path, "mode") if (*path, "mode") in document.values else ("defaults", "mode")
         hint = "copy into a schema of a connection, or let dbt keep snapshots in the warehouse"

@@ -19,7 +19,9 @@ class CopyOptions:
     Attributes:
         mode: `full`, `incremental`, `append`, `truncate` or `snapshot`.
         key: key columns; empty: the source's primary key.
-        cursor: cursor column of `incremental`.
+        cursor: cursor column of `incremental` and `append`.
+        cursor_format: how a text cursor is written: `yyyymmdd`, `date`, `datetime` or `timestamp`.
+        lookback: how far before its position a copy reads again: `3d`, `12h`, or a number for a number.
         where, select, count: the project author's SQL: a condition, a column list or one SELECT, and a count query
             that must equal the rows read in the same snapshot.
         replace: allow the first contact with a non-empty target that has no ledger row.
@@ -35,6 +37,8 @@ class CopyOptions:
     mode: Mode = "full"
     key: tuple[str, ...] = ()
     cursor: str | None = None
+    cursor_format: str | None = None
+    lookback: str | None = None
     where: str | None = None
     select: str | None = None
     count: str | None = None

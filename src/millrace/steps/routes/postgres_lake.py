@@ -24,9 +24,10 @@ from millrace.core.scrub import told_due
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import LedgerEntry, Staged
 from millrace.errors import ExtraMissing, GuardRefused, ProofFailed, UsageError
+from millrace.postgres.cursors import Rule
 from millrace.postgres.heap import UNTOUCHED, heap_of, touched
 from millrace.postgres.keys import check_key, key_columns, proven
-from millrace.postgres.newest import left_out, newest, told
+from millrace.postgres.newest import left_out, misplaced, newest, told
 from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_segments
 from millrace.postgres.session import translated
 from millrace.postgres.source import Source, author_select
@@ -100,7 +101,9 @@ def _look(
     source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
     key = spec.key or source.key
     if spec.tracked is not None:
-        source[spec.tracked]  # NotFound with the nearest name
+        rule = Rule(spec.cursor_format, spec.lookback)
+        rule.check(source[spec.tracked], source.label)  # NotFound with the nearest name
+        source = replace(source, rule=rule)
         key_columns(source, key)
     elif spec.mode == "incremental":
         raise UsageError(f"{spec.asset} is incremental but has no cursor", hint="name one: cursor: updated_at")
@@ -213,6 +216,8 @@ def stage(spec: CopySpec, reader: PostgresReader, target: LakeTarget, step: Step
     with reader.snapshot(READING, shared=spec.snapshot) as snap:
         work = _look(spec, reader, target, snap, entry, step.spec.get("contract") or {})
         source = _keyed(spec, work, snap, ctx)
+        if spec.tracked is not None and (odd := misplaced(snap.connection, work.base, spec.tracked)):
+            ctx.report.note(odd)
         position = _position(spec, reader, work, snap, moment(ctx.logical_time))
         request = StageRequest(
             asset=spec.asset,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from psycopg import sql
@@ -20,7 +20,9 @@ from millrace.core.staged import LedgerEntry
 from millrace.errors import MillraceError, UsageError
 from millrace.postgres.apply import fits_of
 from millrace.postgres.catalog import Relation
+from millrace.postgres.cursors import Rule
 from millrace.postgres.ddl import check_fit
+from millrace.postgres.digest import shape
 from millrace.postgres.heap import heap_of
 from millrace.postgres.history import CURRENT, plain, without
 from millrace.postgres.keys import key_columns, proven
@@ -133,8 +135,12 @@ class Look:
     def compared(self, found: str) -> str:
         """Return what a comparison of everything found, with why it was made where changes were asked for."""
         entry, cursor = self.entry, self.spec.tracked
-        if cursor is None or entry is None or isinstance(entry.position, Cursor):
+        if cursor is None or entry is None:
             return found
+        if isinstance(entry.position, Cursor):
+            return (
+                f"the columns changed, so all was compared: {found}" if _altered(entry.position, self.base) else found
+            )
         return f"no position by {sql_name(cursor)} yet, so all was compared: {found}"
 
     def position(self, whole: Digest | None) -> Position:
@@ -160,10 +166,12 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
         named = spec.key or source.key
         key = key_columns(source, named) if named or spec.mode != "truncate" else ()
         if spec.tracked is not None:
-            source[spec.tracked]  # NotFound with the nearest name
+            rule = Rule(spec.cursor_format, spec.lookback)
+            rule.check(source[spec.tracked], source.label)  # NotFound with the nearest name
+            base = source = replace(source, rule=rule)
             if spec.mode == "incremental" and not proven(source, key):
                 source = newest(base, key, spec.tracked)
-        since = _since(spec, entry) if relation is not None and _filled(target, relation) else None
+        since = _since(spec, entry, source) if relation is not None and _filled(target, relation) else None
         how: How = "sync"
         if spec.mode == "snapshot":
             how = "snapshot"
@@ -216,11 +224,18 @@ def _filled(target: PostgresTarget, relation: Relation) -> bool:
         return there.execute(sql.SQL("select from {} limit 1").format(relation.identifier)).fetchone() is not None
 
 
-def _since(spec: CopySpec, entry: LedgerEntry | None) -> Cursor | None:
+def _since(spec: CopySpec, entry: LedgerEntry | None, source: Source) -> Cursor | None:
+    """Return the position from which changes say everything; None where all has to be compared."""
     position = entry.position if entry is not None else None
     if spec.full_refresh or spec.tracked is None or not isinstance(position, Cursor):
         return None
+    if _altered(position, source):  # a column that comes with a default writes no row version
+        return None
     return position if position.column == spec.tracked else None
+
+
+def _altered(position: Cursor, source: Source) -> bool:
+    return position.tail is not None and position.tail.shape != shape(source.columns)
 
 
 def whole_digest(connection: Connection, source: Source) -> Digest:

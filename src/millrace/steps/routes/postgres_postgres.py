@@ -30,7 +30,7 @@ from millrace.postgres.belongings import read_belongings
 from millrace.postgres.digest import row_hash
 from millrace.postgres.heap import UNTOUCHED, touched
 from millrace.postgres.keys import check_key
-from millrace.postgres.newest import told
+from millrace.postgres.newest import misplaced, told
 from millrace.postgres.parts import Part, alone, gathered, joined
 from millrace.postgres.reader import PostgresReader
 from millrace.postgres.segments import key_hash, key_segments, page_segments
@@ -131,6 +131,8 @@ def stage(
             _check_target(look)
         if (number := look.left_out()) and spec.tracked is not None:
             ctx.report.note(told(number, spec.tracked))
+        if spec.tracked is not None and (odd := misplaced(look.snap.connection, look.base, spec.tracked)):
+            ctx.report.note(odd)
         request = StageRequest(
             asset=spec.asset,
             load=ctx.load,

@@ -1,0 +1,121 @@
+"""Cursor columns: their order, texts with a declared format, and how far back a position looks.
+
+The order of a text is that of its bytes, so a text can be a cursor only when it is declared how it is written. What is
+written otherwise has no place in that order: such rows count as rows without a value, which are read each time.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from millrace.errors import ContractBroken, UsageError
+from millrace.postgres.catalog import PgColumn
+from millrace.postgres.names import sql_name
+
+_DAY = "[0-9]{4}[-/][0-9]{2}[-/][0-9]{2}"
+_TIME = rf"^{_DAY}[ T][0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}}([.][0-9]+)?$"
+FORMATS = {"yyyymmdd": "^[0-9]{8}$", "date": f"^{_DAY}$", "datetime": _TIME, "timestamp": _TIME}
+"""By name the regular expression of a text cursor; / and T may stand for - and the space."""
+
+_TIMES = {"date": "date", "timestamp": "timestamp", "timestamptz": "timestamptz"}
+_NUMBERS = {
+    "int2": "int8",
+    "int4": "int8",
+    "int8": "int8",
+    "numeric": "numeric",
+    "float4": "float8",
+    "float8": "float8",
+}
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def is_text(column: PgColumn) -> bool:
+    """Return whether a column is a text."""
+    return column.base_namespace == "pg_catalog" and column.base_name in ("text", "varchar", "bpchar")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How a source's cursor column is read.
+
+    Attributes:
+        format: how a text is written: one of FORMATS; says nothing about other types.
+        lookback: how far before a position rows are read again: `3d`, `12h`, `30m`, `10s`, or a number.
+    """
+
+    format: str | None = None
+    lookback: str | None = None
+
+    def check(self, column: PgColumn, label: str) -> None:
+        """Refuse a cursor that cannot be compared as it is told.
+
+        Raises:
+            UsageError: a text without a format, or a look-back that does not fit the type.
+        """
+        name = f"the cursor {sql_name(column.name)} of {label} is {column.type}"
+        if is_text(column) and self.format not in FORMATS:
+            raise UsageError(
+                f"{name}: the order of texts says nothing about time",
+                hint=f"declare how it is written: cursor_format: {', '.join(list(FORMATS)[:-1])} or timestamp",
+            )
+        if self.lookback is None:
+            return
+        number = self.lookback.isdecimal()
+        if (column.base_name not in _NUMBERS) if number else not (is_text(column) or column.base_name in _TIMES):
+            what = "a number" if number else "a duration"
+            raise UsageError(
+                f"{name}, and its lookback is {what}", hint="a duration (3d) for times, a number for numbers"
+            )
+
+    def ordered(self, column: PgColumn) -> sql.Composable:
+        """Return the column in the order of positions, null for what has no place in it."""
+        if not is_text(column):
+            return column.identifier
+        if self.format is None:
+            return sql.SQL('({} collate pg_catalog."C")').format(column.identifier)
+        return sql.SQL(
+            "(case when {0} ~ {1} then pg_catalog.translate({0}, '/T', '- ') end collate pg_catalog.\"C\")"
+        ).format(column.identifier, sql.Literal(FORMATS[self.format]))
+
+    def since(self, column: PgColumn, value: str) -> sql.Composable:
+        """Return the value from which a position looks: its own, or one before it.
+
+        Raises:
+            ContractBroken: it looks back from a text that is no date.
+        """
+        if self.lookback is None:
+            return sql.Literal(value)
+        if is_text(column):
+            return sql.Literal(self._back(column, value))
+        kind = sql.Identifier("pg_catalog", (_NUMBERS | _TIMES)[column.base_name])
+        back: sql.Composable = (
+            sql.Literal(int(self.lookback))
+            if self.lookback.isdecimal()
+            else sql.SQL("{}::pg_catalog.interval").format(
+                sql.Literal(f"{self.lookback[:-1]} {_UNITS[self.lookback[-1]]}")
+            )
+        )
+        return sql.SQL("({}::{} - {})").format(sql.Literal(value), kind, back)
+
+    def _back(self, column: PgColumn, value: str) -> str:
+        back = self.lookback or "0s"
+        seconds = int(back[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[back[-1]]
+        try:
+            before = dt.datetime.fromisoformat(value) - dt.timedelta(seconds=seconds)
+        except (ValueError, OverflowError):
+            raise ContractBroken(
+                f"the highest value of the cursor {sql_name(column.name)} is {value}, which is no date: "
+                "lookback counts from it",
+                hint="leave such rows out by where:, or leave lookback out",
+            ) from None
+        if self.format == "yyyymmdd":
+            return before.strftime("%Y%m%d")
+        return before.date().isoformat() if self.format == "date" else before.isoformat(" ")
+
+
+PLAIN = Rule()
+LOOKBACK = re.compile(r"[1-9][0-9]{0,8}[smhd]?")
