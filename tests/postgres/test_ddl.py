@@ -78,7 +78,7 @@ def test_what_a_new_table_keeps(ends: tuple[Connection, Connection]) -> None:
         ("id", "integer", "d", True),
         ("mood", "app.mood", "", True),
         ("moods", "app.mood[]", "", False),
-        ("w", "other.word", "", False),
+        ("w", "app.word", "", False),
         ("n", "integer", "", False),
         ('Dou"bled', "integer", "", False),
         ("c", "text", "", False),

@@ -8,231 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import psycopg
 import pytest
-from psycopg import sql
+from every_type import BUILT_IN, USER, USER_TYPES, copy, execute, fetch, fill, quoted, sent, text, types_of
 
-from millrace.app import CopyOptions, copy_table
-
-# column: type, values as SQL; a null stands in every column's last row
-BUILT_IN: dict[str, tuple[str, tuple[str, ...]]] = {
-    "c_bool": ("boolean", ("true", "false")),
-    "c_int2": ("smallint", ("-32768", "32767")),
-    "c_int4": ("integer", ("-2147483648", "2147483647")),
-    "c_int8": ("bigint", ("-9223372036854775808", "9223372036854775807")),
-    "c_float4": ("real", ("'NaN'", "'Infinity'", "'-Infinity'", "'-0'", "1e-45", "3.4028235e38", "0.1")),
-    "c_float8": ("double precision", ("'NaN'", "'Infinity'", "'-Infinity'", "'-0'", "5e-324", "0.1::float8 + 0.2")),
-    "c_numeric": (
-        "numeric",
-        ("'NaN'", "'Infinity'", "'-Infinity'", "1e1000", "-1.50", "1.5", "1e-1000", "5", "-5", "0.000"),
-    ),
-    "c_numeric_wide": ("numeric(210,10)", ("1e199 + 0.0000000001", "'NaN'", "-0.5")),
-    "c_numeric_12_2": ("numeric(12,2)", ("9999999999.99", "'NaN'", "-1.10")),
-    "c_numeric_round": ("numeric(3,-2)", ("12300", "-500")),
-    "c_money": ("money", ("'92233720368547758.07'", "'-1.05'")),
-    "c_text": (
-        "text",
-        (
-            "''",
-            r"E'\n\r\t\b\v\\'",
-            r"'\.'",
-            r"'\N'",
-            "'NULL'",
-            "'\"a\",''b'''",
-            "'행복 😀 e\u0301'",
-            "repeat('x', 70000)",
-            "E'\\u200b\\ufeff'",
-        ),
-    ),
-    "c_varchar": ("varchar(9)", ("'a  '", "''")),
-    "c_char": ("char(5)", ("'a'", "''", "' b '")),
-    "c_char1": ('"char"', ("'x'", "''")),
-    "c_name": ("name", ("'a name'", "repeat('n', 63)")),
-    "c_bytea": ("bytea", (r"'\x'", r"'\x00ff5c27'", "decode(repeat('00', 3000), 'hex')")),
-    "c_uuid": ("uuid", ("'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'",)),
-    "c_date": (
-        "date",
-        ("'infinity'", "'-infinity'", "'4713-01-01 BC'", "'5874897-12-31'", "'2024-02-29'", "'0001-12-31 BC'"),
-    ),
-    "c_time": ("time", ("'24:00:00'", "'00:00'", "'23:59:59.999999'")),
-    "c_time_3": ("time(3)", ("'12:00:00.123'",)),
-    "c_timetz": ("timetz", ("'24:00:00+15:59:59'", "'01:30-07:30'", "'00:00Z'")),
-    "c_timestamp": (
-        "timestamp",
-        (
-            "'infinity'",
-            "'-infinity'",
-            "'4713-11-24 00:00 BC'",
-            "'294276-12-31 23:59:59.999999'",
-            "'2024-06-30 23:59:60'",
-        ),
-    ),
-    "c_timestamptz": (
-        "timestamptz",
-        (
-            "'infinity'",
-            "'-infinity'",
-            "'4713-11-24 00:00+00 BC'",
-            "'294276-12-31 23:59:59.999999+00'",
-            "'2024-11-03 01:30 America/New_York'::timestamptz",
-            "'2024-11-03 05:30+00'",
-            "'2024-11-03 06:30+00'",
-        ),
-    ),
-    "c_interval": (
-        "interval",
-        (
-            "'1 mon'",
-            "'30 days'",
-            "'720:00:00'",
-            "'-1 day +23:00'",
-            "'1 year -1 mon 3 days -0.000001 sec'",
-            "'178000000 years'",
-        ),
-    ),
-    "c_interval_part": ("interval day to second(2)", ("'1 day 2.345 s'",)),
-    "c_json": ("json", ("""'{"b": 1, "a": [1.00, null], "b": 2}'""", "'\"\\u0000\"'", "' 1e400 '")),
-    "c_jsonb": ("jsonb", ("""'{"b": 1, "a": [1.00, null, "행복"], "b": 2}'""", "'1e400'", "'null'")),
-    "c_jsonpath": ("jsonpath", ("'$.a[*] ? (@ > 1)'",)),
-    "c_inet": ("inet", ("'10.0.0.1'", "'10.0.0.1/8'", "'::1/128'", "'fe80::/10'")),
-    "c_cidr": ("cidr", ("'10.0.0.0/8'", "'::/0'")),
-    "c_macaddr": ("macaddr", ("'08:00:2b:01:02:03'",)),
-    "c_macaddr8": ("macaddr8", ("'08:00:2b:01:02:03:04:05'",)),
-    "c_bit": ("bit(9)", ("B'101010101'",)),
-    "c_varbit": ("varbit", ("B''", "B'1'", "repeat('10', 999)::varbit")),
-    "c_point": ("point", ("'(1e300,-0)'", "'(NaN,Infinity)'")),
-    "c_line": ("line", ("'{1,-1,0}'",)),
-    "c_lseg": ("lseg", ("'[(0,0),(1,0.1)]'",)),
-    "c_box": ("box", ("'(1,1),(0,0)'",)),
-    "c_path": ("path", ("'[(0,0),(1,1)]'", "'((0,0),(1,1))'")),
-    "c_polygon": ("polygon", ("'((0,0),(1,1),(2,0))'",)),
-    "c_circle": ("circle", ("'<(0,0),1.5>'",)),
-    "c_tsvector": ("tsvector", ("'''a b'':1A,3 c:2B'", "''")),
-    "c_tsquery": ("tsquery", ("'a & !b:*AB <2> c'", "''")),
-    "c_int4range": ("int4range", ("'[1,5)'", "'empty'", "'(,)'")),
-    "c_numrange": ("numrange", ("'(1.50,2.5]'", "'[-Infinity,NaN]'")),
-    "c_tstzrange": ("tstzrange", ("'[2024-01-01 00:00+00,infinity)'",)),
-    "c_daterange": ("daterange", ("'[0044-03-15 BC,)'",)),
-    "c_multirange": ("nummultirange", ("'{}'", "'{[1.10,2),(3,)}'")),
-    "c_tsmultirange": ("tsmultirange", ("'{[2024-01-01,2024-02-01),[2024-03-01,)}'",)),
-    "c_oid": ("oid", ("4294967295", "0")),
-    "c_xid": ("xid", ("'4294967295'",)),
-    "c_xid8": ("xid8", ("'18446744073709551615'",)),
-    "c_cid": ("cid", ("'7'",)),
-    "c_tid": ("tid", ("'(4294967295,65535)'",)),
-    "c_pg_lsn": ("pg_lsn", ("'FFFFFFFF/FFFFFFFF'",)),
-    "c_snapshot": ("pg_snapshot", ("'10:20:10,14,15'",)),
-    "c_txid_snapshot": ("txid_snapshot", ("'10:20:10,14,15'",)),
-    "c_regclass": ("regclass", ("'pg_class'",)),
-    "c_regtype": ("regtype", ("'integer'", "'text[]'")),
-    "c_refcursor": ("refcursor", ("'cur'",)),
-    "c_int_array": ("integer[]", ("'{}'", "'[-1:1][5:6]={{1,2},{3,NULL},{5,6}}'", "'{NULL}'")),
-    "c_text_array": ("text[]", ("""'{"", "NULL", NULL, "a\\\\\\"b,{}", " "}'""",)),
-    "c_char_array": ("char(3)[]", ("'{a,\"\"}'",)),
-    "c_numeric_array": ("numeric(10,3)[]", ("'{1.5,NaN}'",)),
-    "c_time_array": ("timestamptz[]", ("'{infinity,2024-01-01 00:00+00}'",)),
-    "c_range_array": ("int4range[]", ("'{\"[1,2)\",empty,NULL}'",)),
-    "c_point_array": ("point[]", ('\'{"(1,2)","(3,4)"}\'',)),
-    "c_money_array": ("money[]", ("'{1.10,-2}'",)),
-    "c_interval_array": ("interval[]", ("'{1 mon,30 days}'",)),
-    "c_json_array": ("json[]", ("""'{"{\\"a\\": 1}",null}'""",)),
-    "c_bytea_array": ("bytea[]", (r"""'{"\\x00","\\x5c"}'""",)),
-}
-
-USER_TYPES = """
-create schema app;
-create schema ext;
-create extension hstore schema ext; create extension citext; create extension ltree schema ext;
-create extension cube; create extension isn; create extension seg;
-create type app.mood as enum ('sad', 'it''s ok', '행복', '');
-create domain app.score as numeric(5,2) default 1 not null check (value >= 0) constraint top check (value <= 100);
-create domain app.code as char(4) collate "C" check (value ~ '^[a-z]');
-create domain app.moods as app.mood[];
-create type app.inner_pair as (a int, "B b" app.mood);
-create type app.pair as (p app.inner_pair, t text[], n numeric, c char(3), at timestamptz);
-create domain app.checked_pair as app.pair check ((value).n > 0);
-create type app."Odd ""type"" " as enum ('a', 'b');
-create function app.gap(a float8, b float8) returns float8 language sql immutable as 'select a - b';
-create type app.span as range (subtype = float8, subtype_diff = app.gap, multirange_type_name = app.spans);
-create type app.word_range as range (subtype = text, collation = "C");
-"""
-
-USER: dict[str, tuple[str, tuple[str, ...]]] = {
-    "u_enum": ("app.mood", ("'sad'", "'행복'", "''")),
-    "u_odd": ('app."Odd ""type"" "', ("'a'",)),
-    "u_enum_array": ("app.mood[]", ("'[0:1]={sad,\"it''s ok\"}'", "'{}'")),
-    "u_code": ("app.code", ("'ab'",)),
-    "u_code_array": ("app.code[]", ("'{ab,c}'",)),
-    "u_moods": ("app.moods", ("'{sad,NULL}'",)),
-    "u_inner": ("app.inner_pair", ("row(1,'sad')", "row(null,null)")),
-    "u_pair": ("app.pair", ("row(row(1,'행복'),'{a,NULL,\"\"}',1.50,'x','infinity')",)),
-    "u_pair_array": ("app.pair[]", ("array[row(row(1,'sad'),'{}',1e1000,'','2024-01-01')::app.pair, null]",)),
-    "u_checked_pair": ("app.checked_pair", ("row(null,null,2,null,null)",)),
-    "u_span": ("app.span", ("'[0.1,Infinity]'", "'empty'")),
-    "u_spans": ("app.spans", ("'{[1,2),[3,4]}'",)),
-    "u_word_range": ("app.word_range", ("'[a,b)'",)),
-    "u_enum_as_key": ("app.mood", ("'sad'",)),
-    "e_hstore": ("ext.hstore", ('\'a=>1,"b c"=>NULL,""=>""\'',)),
-    "e_citext": ("citext", ("'MixedCase'",)),
-    "e_citext_array": ("citext[]", ("'{A,a}'",)),
-    "e_ltree": ("ext.ltree", ("'Top.Science.A_1'",)),
-    "e_lquery": ("ext.lquery", ("'*.a@*{1,2}'",)),
-    "e_ltxtquery": ("ext.ltxtquery", ("'a & !b'",)),
-    "e_cube": ("cube", ("'(1,2),(3,4.5)'",)),
-    "e_isbn": ("isbn13", ("'978-0-393-04002-9'",)),
-    "e_seg": ("seg", ("'1.50 .. 2'",)),
-}
-SCORE = ("s_score", "app.score")  # a domain that is NOT NULL: no null row
-
-
-def execute(url: str, *statements: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        for statement in statements:
-            connection.execute(statement.encode())
-
-
-def fetch(url: str, query: Any) -> list[tuple[Any, ...]]:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(
-            "set extra_float_digits = 3; set timezone = 'UTC'; set datestyle = 'ISO'; set intervalstyle = 'postgres';"
-            "set lc_monetary = 'C'; set bytea_output = 'hex'; set search_path = ''"
-        )
-        return connection.execute(query).fetchall()
-
-
-def fill(url: str, types: dict[str, tuple[str, tuple[str, ...]]], name: str = "public.every") -> None:
-    columns = ", ".join(f"{column} {kind}" for column, (kind, _) in types.items())
-    rows = max(len(values) for _, values in types.values()) + 1
-    lines = []
-    for number in range(rows):
-        values = [f"({values[number]})::{kind}" if number < len(values) else "null" for kind, values in types.values()]
-        lines.append(f"({number}, {', '.join(values)})")
-    execute(
-        url,
-        f"create table {name} (id int primary key, {columns})",
-        f"insert into {name} values {', '.join(lines)}",
-    )
-
-
-def copy(source: str, target: str, table: str, into: str | None = None, **options: Any) -> Any:
-    return copy_table(source, table, target, into or table, CopyOptions(**options), trusted_urls=True)
-
-
-def text(url: str, table: str) -> list[tuple[Any, ...]]:
-    return fetch(url, f'select t::text from {table} t order by t::text collate pg_catalog."C"'.encode())
-
-
-def types_of(url: str, table: str) -> list[tuple[Any, ...]]:
-    query = "select attname, format_type(atttypid, atttypmod), attnotnull, attidentity, attgenerated from pg_attribute"
-    return fetch(url, f"{query} where attrelid = '{table}'::regclass and attnum > 0 order by attnum".encode())
-
-
-def sent(url: str, table: str, columns: list[str]) -> list[tuple[Any, ...]]:
-    """Return each row's bytes on the wire, without types of the user's: their OIDs differ."""
-    row = sql.SQL(", ").join(map(sql.Identifier, columns))
-    query = sql.SQL("select pg_catalog.record_send(row({})) from {} order by id").format(row, sql.SQL(table))
-    return fetch(url, query)
-
+from millrace.errors import ContractBroken
+from millrace.testing.servers import PostgresServer
 
 WAYS = ["15 to 18", "18 to 15", "18 to 18"]
 
@@ -362,3 +142,192 @@ def test_case_09_what_the_target_cannot_make_is_left_out_and_said(db15: str, db1
     assert [one[0] for one in found["columns"] if one != columns[one[0]]] == ["shared", "lowered"]
     assert len(found["constraints"]) == len(wanted["constraints"]) - 1
     assert len(found["indexes"]) == len(wanted["indexes"]) - 1
+
+
+def test_case_25_each_row_once_from_every_kind_of_object(db18: str, db15: str) -> None:
+    port, database = db18.rpartition(":")[2].split("/")
+    execute(
+        db18,
+        """create table leafy (k text, n int, primary key (n, k)) partition by range (n);
+        create table leafy_1 partition of leafy for values from (0) to (50) partition by hash (k);
+        create table leafy_1a partition of leafy_1 for values with (modulus 2, remainder 0);
+        create table leafy_1b partition of leafy_1 for values with (modulus 2, remainder 1);
+        create table leafy_rest partition of leafy default;
+        create index on leafy (k);
+        insert into leafy select 'k' || i, i from generate_series(1, 100) i;
+        create table parent (id int primary key, word text default 'x');
+        create table child (more int) inherits (parent);
+        insert into parent select i from generate_series(1, 10) i;
+        insert into child select i, 'child', i from generate_series(11, 20) i;
+        create view seen as select id, upper(word) as word from parent;
+        create materialized view kept as select id, word from parent;
+        create unique index kept_id on kept (id);
+        create table keyless (a int, b float8);
+        insert into keyless values (1, 'NaN'), (1, 'NaN'), (null, '-0'), (null, '0')""",
+        f"""create extension postgres_fdw;
+        create server here foreign data wrapper postgres_fdw options (host '127.0.0.1', port '{port}', dbname '{database}');
+        create user mapping for public server here options (user 'postgres');
+        create foreign table far (id int, word text) server here options (table_name 'parent')""",
+    )
+    for table, more in {
+        "leafy": {"segment_rows": 30},
+        "parent": {},
+        "seen": {"key": ("id",)},
+        "kept": {"key": ("id",)},
+        "far": {"key": ("id",)},
+        "keyless": {"mode": "truncate"},
+    }.items():
+        copy(db18, db15, table, **more)
+        assert text(db18, f"public.{table}") == text(db15, f"public.{table}"), table
+    kinds = "select relname::text, relkind::text from pg_class where relnamespace = 'public'::regnamespace"
+    assert {
+        kind for name, kind in fetch(db15, kinds.encode()) if name in ("leafy", "parent", "seen", "kept", "far")
+    } == {"r"}
+    indexes = "select indexname::text from pg_indexes where schemaname = 'public' and tablename in ('kept', 'leafy')"
+    assert {name for (name,) in fetch(db15, indexes.encode())} == {"kept_id", "kept_pkey", "leafy_k_idx", "leafy_pkey"}
+
+
+def test_case_11_1600_columns(db15: str, db18: str) -> None:
+    columns = ", ".join(f"c{number} int" for number in range(1, 1600))
+    values = ", ".join(f"{number} + i" for number in range(1, 1600))
+    execute(
+        db15,
+        f"create table wide (id int primary key, {columns})",
+        f"insert into wide select i, {values} from generate_series(1, 40) i",
+    )
+    copy(db15, db18, "wide")
+    assert text(db15, "public.wide") == text(db18, "public.wide")
+    execute(db15, "update wide set c1599 = null where id = 7; delete from wide where id = 8")
+    outcome = copy(db15, db18, "wide")
+    assert (outcome.entry.counts.updated, outcome.entry.counts.deleted) == (1, 1)
+    assert text(db15, "public.wide") == text(db18, "public.wide")
+
+
+HOSTILE = (
+    {
+        "datestyle": "'German, DMY'",
+        "timezone": "'America/New_York'",
+        "intervalstyle": "'sql_standard'",
+        "bytea_output": "'escape'",
+        "extra_float_digits": "-15",
+        "standard_conforming_strings": "off",
+        "xmloption": "document",
+        "array_nulls": "on",
+        "quote_all_identifiers": "on",
+        "search_path": "odd, public",
+    },
+    {
+        "datestyle": "'SQL, MDY'",
+        "timezone": "'Asia/Seoul'",
+        "intervalstyle": "'iso_8601'",
+        "bytea_output": "'hex'",
+        "extra_float_digits": "0",
+        "standard_conforming_strings": "on",
+        "xmloption": "content",
+        "array_nulls": "off",
+        "backslash_quote": "off",
+        "search_path": "ext, odd",
+    },
+)
+
+
+@pytest.mark.parametrize("ends", ["15 to 18", "18 to 15"], indirect=True)
+def test_case_05_servers_with_hostile_settings(ends: tuple[str, str]) -> None:
+    source, target = ends
+    execute(source, USER_TYPES.replace("create extension citext;", "create extension citext schema app;"))
+    fill(
+        source,
+        {**BUILT_IN, **{name: (kind.replace("citext", "app.citext"), values) for name, (kind, values) in USER.items()}},
+    )
+    execute(
+        source,
+        "create schema odd; create type odd.mood as enum ('other'); create table odd.every (x int)",
+        "alter table every add span interval default '1 mon -1 day', add day date default '2024-02-03',"
+        " add list int[] default '{1,NULL}', add odd app.mood default 'sad', add check (c_date is null or c_date <> '2024-03-04')",
+    )
+    execute(target, "create schema odd; create type odd.mood as enum ('other'); create table odd.every (x int)")
+    for url, hostile in zip(ends, HOSTILE, strict=True):
+        name = url.rpartition("/")[2]
+        execute(url, *(f"alter database {name} set {key} = {value}" for key, value in hostile.items()))
+    copy(source, target, "public.every")
+    assert text(source, "public.every") == text(target, "public.every")
+    assert objects(source, "public.every") == objects(target, "public.every")
+    execute(source, "update public.every set c_interval = '29 days', c_text = E'\\\\x\\'' where id = 1")
+    assert copy(source, target, "public.every").entry.counts.updated == 1
+    assert text(source, "public.every") == text(target, "public.every")
+
+
+def test_case_08_types_of_one_server_only(db15: str, db18: str) -> None:
+    execute(
+        db15,
+        "create table x (id int primary key, x xml)",
+        "insert into x values (1, '<a b=\"행복\">&amp;</a>'), (2, xmlparse(content 'a<b/>c')), (3, null)",
+    )
+    copy(db15, db15, "x", "y")
+    assert text(db15, "public.x") == text(db15, "public.y")
+    execute(
+        db18,
+        "create schema ext; create extension vector schema ext",
+        "create table v (id int primary key, v ext.vector(3), h ext.halfvec(2), s ext.sparsevec(5), f ext.vector)",
+        "insert into v values (1, '[1,-0.5,1e-30]', '[1,2]', '{1:1.5,4:2}/5', '[1]'), (2, null, null, null, null)",
+        "create index on v using hnsw (v ext.vector_l2_ops)",
+    )
+    copy(db18, db18, "v", "w")
+    assert text(db18, "public.v") == text(db18, "public.w")
+    assert types_of(db18, "public.v") == types_of(db18, "public.w")
+    with pytest.raises(ContractBroken, match=r"no type ext\.vector, which column v needs") as caught:
+        copy(db18, db15, "v")
+    assert caught.value.detail == ("it belongs to the extension vector, which is not installed on that server",)
+    assert caught.value.hint == "make it there first: CREATE EXTENSION vector;"
+
+
+def test_case_06_encodings_and_characters_that_do_not_fit(pg15: PostgresServer, db15: str, db18: str) -> None:
+    names = [f"{db15.rpartition('/')[2]}_{encoding.lower()}" for encoding in ("WIN1252", "LATIN1")]
+    urls = [pg15.url(name) for name in names]
+    for name, encoding in zip(names, ("WIN1252", "LATIN1"), strict=True):
+        execute(db15, f"create database {name} encoding '{encoding}' locale 'C' template template0")
+    try:
+        execute(
+            urls[0],
+            'create table t ("clé" int primary key, "prix €" text, mood text)',
+            "insert into t values (1, 'é€™', 'x'), (2, 'ß', null)",
+        )
+        copy(urls[0], db18, "t")
+        assert text(urls[0], "public.t") == text(db18, "public.t")
+        execute(db18, 'update t set "prix €" = \'ÿ\' where "clé" = 1')
+        copy(db18, urls[1], "t", "latin", select='"clé", "prix €" as price', key=("clé",))
+        assert fetch(urls[1], b"select price from public.latin order by 1") == [("ß",), ("ÿ",)]
+        execute(db18, 'update t set "prix €" = \'행복 😀\' where "clé" = 2')
+        with pytest.raises(ContractBroken, match="could not write the stage") as caught:
+            copy(db18, urls[1], "t", "latin", select='"clé", "prix €" as price', key=("clé",))
+        assert 'has no equivalent in encoding "LATIN1"' in caught.value.detail[0]
+    finally:
+        for name in names:
+            execute(db15, f"drop database {name} with (force)")
+
+
+NAMES = [
+    'x"";drop table t;--', "MixedCase", "n" * 63, "주문" * 10, "new\nline", "tab\t", "select", "%s %(x)s", "{}", ":x",
+    "it's", "back\\slash", "😀", " ", "a.b", "$1", "NULL", "t", "é", "e\u0301",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ends", ["15 to 18", "18 to 15"], indirect=True)
+def test_case_10_hostile_names(ends: tuple[str, str]) -> None:
+    source, target = ends
+    name = '"Sch""em a"."t\n""; drop table x;--"'
+    columns = ", ".join(f"{quoted(column)} text" for column in NAMES)
+    execute(
+        source,
+        'create schema "Sch""em a"',
+        f"create table {name} ({quoted('ke y')} int primary key, {columns})",
+        f"comment on table {name} is 'c'",
+        f"create index on {name} ({quoted(NAMES[0])})",
+        f"insert into {name} select i {', i::text' * len(NAMES)} from generate_series(1, 9) i",
+    )
+    copy(source, target, name, segment_rows=3)
+    assert text(source, name) == text(target, name)
+    assert types_of(source, name.replace("'", "''")) == types_of(target, name.replace("'", "''"))
+    execute(source, f"update {name} set {quoted(NAMES[0])} = null where {quoted('ke y')} = 3")
+    assert copy(source, target, name, segment_rows=3).entry.counts.updated == 1
+    assert text(source, name) == text(target, name)

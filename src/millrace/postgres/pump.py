@@ -8,6 +8,7 @@ larger than a block is held whole).
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 from collections.abc import Callable, Sequence
 
@@ -16,12 +17,15 @@ from psycopg import pq, sql
 from psycopg.errors import error_from_result
 
 from millrace.core.ports import Progress
+from millrace.core.secrets import redact
 from millrace.errors import Interrupted, MillraceError, ProofFailed
 from millrace.postgres.session import Connection, translate
 
 BLOCK = 1 << 16  # bytes per put_copy_data: below it calls cost, above it only memory grows
 WAKE_MS = 500  # a pump that waits looks this often whether it should stop
 CANCEL_SECONDS = 5.0
+LONGEST_VALUE = 100  # characters of a value that errors show
+_PLACE = re.compile(r"^COPY .*, line \d+, column (?P<column>.*?): (?P<value>.*)", re.MULTILINE)
 
 Stopping = Callable[[], bool]
 
@@ -102,7 +106,10 @@ class _TargetError(Exception):
 def _translated(error: psycopg.Error, where: str, doing: str) -> MillraceError:
     if error.sqlstate is None:  # libpq's own words: the connection was lost
         error = psycopg.OperationalError(str(error))
-    return translate(error, where=where, doing=doing)
+    found = translate(error, where=where, doing=doing)
+    if place := _PLACE.search(error.diag.context or ""):
+        found.detail = (*found.detail, f"column {place['column']}: {redact(place['value'])[:LONGEST_VALUE]}")
+    return found
 
 
 class _Pump:

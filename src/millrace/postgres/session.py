@@ -49,6 +49,7 @@ PINS: Mapping[LiteralString, LiteralString] = {
     "intervalstyle": "postgres",
     "extra_float_digits": "1",
     "bytea_output": "hex",
+    "array_nulls": "on",  # off: a null in an array comes from text as the word NULL
     "standard_conforming_strings": "on",
     "xmloption": "content",
     "xmlbinary": "base64",

@@ -25,6 +25,7 @@ STATES: dict[str, tuple[type[MillraceError], str | None]] = {
     "08": (TransientFailure, None),
     "08P01": (MillraceError, None),
     "22021": (ContractBroken, "a text holds bytes that are not valid in the server's encoding"),
+    "22P02": (ContractBroken, "the column's type there does not know this value: compare its definition on both sides"),
     "22P05": (ContractBroken, "a character does not exist in the other database's encoding"),
     "23": (ContractBroken, None),
     "23505": (KeyInvalid, None),

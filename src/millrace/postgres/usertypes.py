@@ -1,4 +1,4 @@
-"""Types of the user's own: found in the target by name, or made there as they are in the source.
+"""Types of the user's own: found in the target by schema and name, or made there as they are in the source.
 
 Enums, domains, composites and ranges are made, those first that they are made of; of an extension the extension. What
 cannot be made is named with the statement that would make it. Checks and defaults of a domain are the source's server's
@@ -28,10 +28,10 @@ select w.schema, w.name, found.nspname from unnest(%(schemas)s::text[], %(names)
 cross join lateral (
     select n.nspname::text from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid = t.typnamespace
     where t.typname = w.name and t.typtype <> 'p' and t.typisdefined
-        and (n.nspname = w.schema or w.schema <> 'pg_catalog' and n.nspname <> 'pg_catalog'
-            -- a table's row type has a table's name: it is meant only where it stands in the same schema
-            and not exists (select from pg_catalog.pg_class c where c.oid = t.typrelid and c.relkind <> 'c'))
-    order by n.nspname = w.schema desc, pg_catalog.pg_type_is_visible(t.oid) desc, 1 limit 1
+        -- in another schema only what belongs to an extension: other types of that name may mean something else
+        and (n.nspname = w.schema or w.schema <> 'pg_catalog' and exists (select from pg_catalog.pg_depend d
+            where d.classid = 'pg_catalog.pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'))
+    order by n.nspname = w.schema desc, 1 limit 1
 ) as found
 """
 
