@@ -2,6 +2,7 @@
 
 from millrace.app.copying import CopyOutcome, copy_dry_run, copy_table, diff_tables
 from millrace.app.doctor import Finding, examine
+from millrace.app.exporting import ExportOutcome, export_files, import_files
 from millrace.app.extras import require as require_extras
 from millrace.app.house import House, QueryResult, open_house
 from millrace.app.scaffold import init_from_database, init_project, variables_of, write_schemas
@@ -10,6 +11,7 @@ from millrace.steps.spec import CopyOptions
 __all__ = [
     "CopyOptions",
     "CopyOutcome",
+    "ExportOutcome",
     "Finding",
     "House",
     "QueryResult",
@@ -17,6 +19,8 @@ __all__ = [
     "copy_table",
     "diff_tables",
     "examine",
+    "export_files",
+    "import_files",
     "init_from_database",
     "init_project",
     "open_house",

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from millrace.project import find_project
 from millrace.steps.spec import CopyOptions, CopySpec
 
 if TYPE_CHECKING:
+    from millrace.engine.records import RunResult
     from millrace.postgres.diff import TableDiff
     from millrace.postgres.session import Database
 
@@ -78,7 +79,8 @@ def _in_project() -> bool:
 
 
 @contextlib.contextmanager
-def _runtime(source: str, target: str, *, most: int, trusted_urls: bool = False) -> Iterator[Runtime]:
+def runtime_of(source: str, target: str, *, most: int, trusted_urls: bool = False) -> Iterator[Runtime]:
+    """Return a runtime of two databases, each with so many connections at most."""
     databases = {
         SOURCE: lambda closing: database_of(source, "source", closing, trusted_urls=trusted_urls),
         TARGET: lambda closing: database_of(target, "target", closing, trusted_urls=trusted_urls),
@@ -92,7 +94,7 @@ def _runtime(source: str, target: str, *, most: int, trusted_urls: bool = False)
 
 def _spec(table: str, into: str, options: CopyOptions, runtime: Runtime) -> CopySpec:
     place = TableRef.parse(into)
-    schema = place.schema or _default_schema(runtime)
+    schema = place.schema or first_schema(runtime)
     return CopySpec(
         source=SOURCE,
         table=TableRef.parse(table),
@@ -101,11 +103,46 @@ def _spec(table: str, into: str, options: CopyOptions, runtime: Runtime) -> Copy
     )
 
 
-def _default_schema(runtime: Runtime) -> str:
+def first_schema(runtime: Runtime) -> str:
     """Return where a table without a schema is made: the first schema of the target's search path."""
     with runtime.reader(TARGET).connect("copy") as connection:
         row = connection.execute("select current_schema()").fetchone()
     return str(row[0]) if row and row[0] else "public"
+
+
+def copy_step(spec: CopySpec, *, group: str = "") -> Step:
+    """Return the step that copies a table."""
+    return Step(
+        key=f"copy:{spec.asset}",
+        kind="copy",
+        label=str(TableRef(spec.asset.layer, spec.asset.name)),
+        assets=(spec.asset,),
+        target=f"{CONNECTION}{TARGET}",
+        group=group or f"copy:{spec.asset}",
+        code=_code(spec),
+        spec={"copy": spec.to_json(), "full_refresh": spec.full_refresh},
+    )
+
+
+def through_engine(runtime: Runtime, steps: Sequence[Step], *, jobs: int = 1, show_progress: bool) -> RunResult:
+    """Run copies that no journal remembers."""
+    from millrace.engine.journal import Journal
+    from millrace.engine.runner import Engine
+    from millrace.engine.session import RunOptions
+    from millrace.observe.progress import observer
+
+    journal = Journal(":memory:")
+    try:
+        engine = Engine(
+            journal,
+            runtime.kinds,
+            {step.target: runtime.target(step.target) for step in steps},
+            observer=observer("terminal" if show_progress else "silent"),
+            work=runtime.cache,
+        )
+        return engine.run(Plan(tuple(steps)), options=RunOptions(jobs=jobs))
+    finally:
+        journal.close()
 
 
 def copy_table(
@@ -130,35 +167,16 @@ def copy_table(
     Raises:
         MillraceError: what stopped the copy; nothing was published then.
     """
-    from millrace.engine.journal import Journal
-    from millrace.engine.runner import Engine
-    from millrace.observe.progress import observer
-
     since = time.monotonic()
-    with _runtime(source, target, most=options.workers + 1, trusted_urls=trusted_urls) as runtime:
+    with runtime_of(source, target, most=options.workers + 1, trusted_urls=trusted_urls) as runtime:
         spec = _spec(table, into, options, runtime)
-        step = Step(
-            key=f"copy:{spec.asset}",
-            kind="copy",
-            label=str(TableRef(spec.asset.layer, spec.asset.name)),
-            assets=(spec.asset,),
-            target=f"{CONNECTION}{TARGET}",
-            group=f"copy:{spec.asset}",
-            code=_code(spec),
-            spec={"copy": spec.to_json(), "full_refresh": options.full_refresh},
-        )
-        journal = Journal(":memory:")
-        try:
-            engine = Engine(
-                journal,
-                runtime.kinds,
-                {step.target: runtime.target(step.target)},
-                observer=observer("terminal" if show_progress else "silent"),
-                work=runtime.cache,
-            )
-            result = engine.run(Plan((step,)))
-        finally:
-            journal.close()
+        step = copy_step(spec)
+        result = through_engine(runtime, [step], show_progress=show_progress)
+    return outcome_of(result, step, since, show_progress=show_progress)
+
+
+def outcome_of(result: RunResult, step: Step, since: float, *, show_progress: bool) -> CopyOutcome:
+    """Return what a run of one step did. Raises the step's error."""
     (outcome,) = result.steps
     if outcome.error is not None:
         outcome.error.told = show_progress
@@ -188,7 +206,7 @@ def copy_dry_run(source: str, table: str, target: str, into: str, options: CopyO
     from millrace.postgres.target import PostgresTarget
     from millrace.steps.routes.postgres_postgres import dry_run
 
-    with _runtime(source, target, most=options.workers + 1) as runtime:
+    with runtime_of(source, target, most=options.workers + 1) as runtime:
         place = runtime.target(f"{CONNECTION}{TARGET}")
         assert isinstance(place, PostgresTarget)  # noqa: S101 - made above
         spec = _spec(table, into, options, runtime)

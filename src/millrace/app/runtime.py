@@ -191,5 +191,16 @@ def step_kinds(resources: Resources) -> Mapping[str, StepKind]:
 
         return QuarantineStep(resources)
 
-    # no plan has a step of this kind, so it is no entry point
-    return Lazy({"quarantine": quarantine, **{point.name: maker(point) for point in entry_points(group=KIND_GROUP)}})
+    def importing() -> StepKind:
+        from millrace.steps.importing import ImportStep
+
+        return ImportStep(resources)
+
+    # no plan has a step of these kinds, so they are no entry points
+    return Lazy(
+        {
+            "quarantine": quarantine,
+            "import": importing,
+            **{point.name: maker(point) for point in entry_points(group=KIND_GROUP)},
+        }
+    )

@@ -178,12 +178,64 @@ class PostgresStage:
             SeqMoved: somebody else has taken the stage.
             Interrupted, MillraceError: see `pump.relay`.
         """
-        label = self._database.label
-        with translated(label, "write the stage", connection=target):
-            target.execute("begin; set local synchronous_commit = off")  # the publish's commit flushes all before it
+        self._begin(target)
         into = copy_in(self.identifier, [sql.Identifier(name) for name in columns], binary=binary)
         count = relay(source, query, target, into, labels=labels, progress=progress, stopping=stopping)
-        with translated(label, "write the stage", connection=target):
+        self._end(target, segment, count)
+        return count
+
+    def load(self, segment: SegmentId, blocks: Iterable[bytes], target: Connection, columns: Sequence[str]) -> int:
+        """Load one segment from CSV with a header in one transaction; returns its rows.
+
+        Args:
+            blocks: the CSV, in pieces of any size.
+            target: a session of `connect()`.
+            columns: the CSV's columns, in order; those that the stage's server computes are left out.
+
+        Raises:
+            SeqMoved: somebody else has taken the stage.
+            MillraceError: the server refuses a value.
+        """
+        names = sql.SQL(", ").join(sql.Identifier(name) for name in columns)
+        computed = self.computed()
+        self._begin(target)
+        try:
+            with translated(self._database.label, f"load {self.asset}", connection=target):
+                into: sql.Composable = self.identifier
+                if computed:
+                    into = sql.Identifier("pg_temp", "millrace_load")
+                    target.execute(
+                        sql.SQL(
+                            "create temporary table millrace_load on commit drop as select {} from {} limit 0"
+                        ).format(names, self.identifier)
+                    )
+                statement = sql.SQL("copy {} ({}) from stdin (format csv, header true)").format(into, names)
+                with target.cursor() as cursor:
+                    with cursor.copy(statement) as copy:
+                        for block in blocks:
+                            copy.write(block)
+                    count = cursor.rowcount
+                if computed:
+                    plain = sql.SQL(", ").join(sql.Identifier(name) for name in columns if name not in computed)
+                    target.execute(
+                        sql.SQL("insert into {} ({plain}) overriding system value select {plain} from {}").format(
+                            self.identifier, into, plain=plain
+                        )
+                    )
+        except BaseException:
+            with contextlib.suppress(psycopg.Error):
+                target.execute("rollback")
+            raise
+        self._end(target, segment, count)
+        return count
+
+    def _begin(self, target: Connection) -> None:
+        with translated(self._database.label, "write the stage", connection=target):
+            target.execute("begin; set local synchronous_commit = off")  # the publish's commit flushes all before it
+
+    def _end(self, target: Connection, segment: SegmentId, count: int) -> None:
+        """Record a segment that was written whole, and commit it."""
+        with translated(self._database.label, "write the stage", connection=target):
             try:
                 self._own(target)
                 target.execute(
@@ -196,7 +248,6 @@ class PostgresStage:
                     target.execute("rollback")
                 raise
         reach("postgres.stage.segment")
-        return count
 
     def _own(self, connection: Connection) -> None:
         """Lock the stage's row against a take-over until the transaction ends. Raises SeqMoved when it was taken."""

@@ -37,7 +37,7 @@ from millrace.postgres.session import Connection, Database, translate, translate
 from millrace.postgres.sessions import Sessions
 from millrace.postgres.sqlstates import grant
 from millrace.postgres.stage import PostgresStage, staged_relation
-from millrace.postgres.usertypes import bring_types
+from millrace.postgres.usertypes import bring_types, types_there
 
 ATTEMPTS = 8  # of a publish that meets locks; with the waits between them some ten seconds
 LOST_ATTEMPTS = 5  # to reach the server again after a commit without an answer
@@ -90,7 +90,7 @@ class PostgresTarget:
         self,
         request: StageRequest,
         columns: Sequence[PgColumn],
-        source: Connection,
+        source: Connection | None,
         *,
         origin: str,
     ) -> PostgresStage:
@@ -99,7 +99,7 @@ class PostgresTarget:
         Args:
             request: `how` is one of create, sync, merge, append, truncate, snapshot.
             columns: the source's columns, in order; a new table gets their types.
-            source: a connection to the source, to look up its types.
+            source: a connection to the source, to look up its types; None: it is out of reach.
             origin: fingerprint of what is staged (source, condition, columns, position); a stage of another origin is
                 dropped.
 
@@ -117,7 +117,12 @@ class PostgresTarget:
 
             def make(inside: Connection, place: sql.Identifier) -> None:
                 if new:
-                    create_table(inside, place, columns, bring_types(source, inside, columns, label=label))
+                    types = (
+                        types_there(inside, columns, label=label)
+                        if source is None
+                        else bring_types(source, inside, columns, label=label)
+                    )
+                    create_table(inside, place, columns, types)
                 else:
                     there = describe(inside, TableRef(asset.layer, asset.name), label=label)
                     create_like(inside, place, there, request.schema.names)

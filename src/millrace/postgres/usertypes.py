@@ -139,6 +139,20 @@ def bring_types(source: Connection, target: Connection, columns: Sequence[PgColu
     return {name: found[one] for name, one in wanted.items()}
 
 
+def types_there(target: Connection, columns: Sequence[PgColumn], *, label: str) -> dict[str, str]:
+    """Find the columns' types in the target, as `bring_types` does, where the source is out of reach.
+
+    Raises:
+        ContractBroken: a type is missing.
+    """
+    wanted = {column.name: named(column) for column in columns}
+    found = _find(target, wanted.values())
+    for name, one in wanted.items():
+        if one not in found:
+            raise _missing(label, one, name, "the source, which knows it, is out of reach")
+    return {name: found[one] for name, one in wanted.items()}
+
+
 def _find(target: Connection, wanted: Any) -> dict[tuple[str, str], str]:
     each = sorted(set(wanted))
     facts = {"schemas": [schema for schema, _ in each], "names": [name for _, name in each]}
