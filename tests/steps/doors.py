@@ -44,13 +44,15 @@ class Copy:
         return Copy(*self.urls, replace(self.spec, **more))
 
     def fresh(self) -> Any:
-        return route.fresh(self.spec, self.reader, self.target)
+        return route.fresh(self.spec, self.reader, self.target, now="2026-11-20T06:00:00Z")
 
     def dry_run(self) -> Any:
         return route.dry_run(self.spec, self.reader, self.target)
 
-    def stage(self, run: str | None = None, stopping: Callable[[], bool] | None = None) -> tuple[Staged, ...]:
-        self.ctx = StepContext(self.step, {"dst": self.target}, run=run, stopping=stopping or (lambda: False))
+    def stage(
+        self, run: str | None = None, stopping: Callable[[], bool] | None = None, **more: Any
+    ) -> tuple[Staged, ...]:
+        self.ctx = StepContext(self.step, {"dst": self.target}, run=run, stopping=stopping or (lambda: False), **more)
         return route.stage(self.spec, self.reader, self.target, self.step, self.ctx)
 
     def prove(self, staged: tuple[Staged, ...]) -> tuple[Proof, ...]:
@@ -60,9 +62,9 @@ class Copy:
         (entry,) = self.target.publish(staged, proofs, {one.asset: one.base for one in staged})
         return entry
 
-    def run(self, run: str | None = None) -> LedgerEntry | None:
+    def run(self, run: str | None = None, **more: Any) -> LedgerEntry | None:
         """Take the step through its doors; a failed publish drops its stage, as the engine does."""
-        staged = self.stage(run)
+        staged = self.stage(run, **more)
         if not staged:
             return None
         try:

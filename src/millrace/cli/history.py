@@ -9,6 +9,8 @@ from typing import Any
 from millrace.app import House
 from millrace.cli import show
 from millrace.core.names import short_run
+from millrace.core.position import Cursor
+from millrace.core.scrub import instant
 from millrace.core.staged import LedgerEntry
 from millrace.errors import MillraceError
 
@@ -117,11 +119,36 @@ def print_status(house: House, *, as_json: bool) -> Sequence[MillraceError]:
         known = entry.rows if entry.rows >= 0 else None
         proof = {"dbt": "checked", "page": "–"}.get(step.kind, "–") if entry.level == "none" else entry.level
         aside = [f"{entry.quarantined:,} in quarantine"] if entry.quarantined else []
-        rows.append((str(asset), step.kind, entry.seq, known, proof, _when(entry.time), ", ".join([*behind, *aside])))
-        data.append({"asset": str(asset), "published": entry.to_json(), "behind": behind})
+        compared, said = _compared(entry)
+        more = ", ".join([*behind, *aside, *said])
+        rows.append((str(asset), step.kind, entry.seq, known, proof, _when(entry.time), more))
+        data.append({"asset": str(asset), "published": entry.to_json(), "behind": behind, "compared": compared})
     if as_json:
         show.as_json(data)
     else:
         numeric = (False, False, True, True, False, False, False)
         show.table(rows, ("asset", "by", "load", "rows", "proof", "published", ""), numeric)
     return [entry for _, _, entry in found if isinstance(entry, MillraceError)]
+
+
+WITHIN = dt.timedelta(days=7)
+
+
+def _compared(entry: LedgerEntry) -> tuple[dict[str, Any], list[str]]:
+    """Return when the whole table was compared with its source, as JSON types and in words.
+
+    `since`: the time at or after which every part was, or None; `share`: of the parts, in the last seven days.
+    """
+    now = dt.datetime.now(dt.UTC)
+    state = entry.position.scrub if isinstance(entry.position, Cursor) else None
+    if state is None:
+        whole = entry.time if entry.level == "table" else None
+        recent = whole is not None and instant(whole) >= now - WITHIN
+        return {"since": whole, "share": float(recent)}, []
+    share = state.share(now - WITHIN)
+    found = {"since": state.since, "share": round(share, 4)}
+    if entry.level == "table":
+        return found, []
+    if share == 1 or state.since is None:
+        return found, [f"{share:.0%} of the table compared in 7 days"]
+    return found, [f"whole table compared since {_when(state.since)[:10]}"]

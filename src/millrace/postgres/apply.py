@@ -6,7 +6,7 @@ keys and triggers stay. Never TRUNCATE: readers would wait.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,7 +223,15 @@ def segments_of(table: Table) -> sql.Composable | None:
 
 def sync(table: Table) -> Applied:
     """Make the differing segments equal, deletes included, and prove the whole table."""
-    where = segments_of(table)
+    deletes = _delete_lacking(table, segments_of(table))
+    updated, inserted = table.upsert()
+    found = table.digest()
+    table.prove(found, Digest.from_json(table.staged.detail["whole"]), "all rows")
+    return Applied(Counts(inserted, updated, deletes), "table", found, found.rows)
+
+
+def _delete_lacking(table: Table, where: sql.Composable | None) -> int:
+    """Delete the rows for which a predicate holds and whose keys the stage does not hold; return how many."""
     lacking = table.lacks() if where is None else sql.SQL("{} and {}").format(where, table.lacks())
     source = sql.SQL("{} as t").format(table.relation.identifier)
     deletes = table.number(sql.SQL("select pg_catalog.count(*) from {} where {}").format(source, lacking))
@@ -232,10 +240,7 @@ def sync(table: Table) -> Applied:
         deleted = table.run(sql.SQL("delete from {} where {}").format(source, lacking))
         if deleted != deletes:
             raise _kept(table, deletes, deleted)
-    updated, inserted = table.upsert()
-    found = table.digest()
-    table.prove(found, Digest.from_json(table.staged.detail["whole"]), "all rows")
-    return Applied(Counts(inserted, updated, deletes), "table", found, found.rows)
+    return deletes
 
 
 def _kept(table: Table, wanted: int, deleted: int) -> ProofFailed:
@@ -272,13 +277,22 @@ def refuse_deletes(schema: str, name: str, deletes: int, total: int, limit: floa
 
 
 def merge(table: Table) -> Applied:
-    """Upsert the changes and prove the merged keys."""
+    """Upsert the changes and prove the merged keys; with them what a scrub staged, and what it found to be gone."""
+    scrubbed: Mapping[str, Any] = table.staged.detail.get("scrubbed", {})
+    segments = [Segment.from_json(segment) for segment in scrubbed.get("segments", ())]
+    deleted = _delete_lacking(table, any_of(segments, table.key)) if segments else 0
     wanted = table.stage_digest()
     updated, inserted = table.upsert()
+    counts = Counts(inserted, updated, deleted)
+    whole = scrubbed.get("whole")
+    if whole is not None:  # the scrub compared every part
+        found = table.digest()
+        table.prove(found, Digest.from_json(whole), "all rows")
+        return Applied(counts, "table", found, found.rows)
     keys = sql.SQL("exists (select from {} s where {})").format(table.stage, table.same_key)
     found = table.digest(keys)
     table.prove(found, wanted, "the merged rows")
-    return Applied(Counts(inserted, updated), "applied", found, -1)
+    return Applied(counts, "applied", found, -1)
 
 
 def append(table: Table) -> Applied:

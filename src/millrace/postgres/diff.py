@@ -80,6 +80,7 @@ class TableDiff:
         missing_left, missing_right: columns that only the other side has; they are not compared.
         types: (column, type left, type right) of columns whose types differ.
         key: key columns; empty when the digests were equal and none was needed.
+        behind: rows that differ because they changed on the left since the right was loaded; not among the others.
     """
 
     left: str
@@ -95,6 +96,7 @@ class TableDiff:
     missing_right: tuple[str, ...] = ()
     types: tuple[tuple[str, str, str], ...] = ()
     key: tuple[str, ...] = ()
+    behind: int = 0
 
     @property
     def same(self) -> bool:
@@ -117,19 +119,21 @@ class TableDiff:
             "missing_right": list(self.missing_right),
             "types": [list(row) for row in self.types],
             "key": list(self.key),
+            "behind": self.behind,
             "same": self.same,
         }
 
 
 @dataclass(frozen=True, slots=True)
-class _Half:
-    """One side: its reader, open snapshot and source narrowed to the columns that both sides have."""
+class Half:
+    """One side: its reader, open snapshot and source; to be compared, with the columns that both sides have."""
 
     reader: PostgresReader
     snap: PostgresSnapshot
     source: Source
 
     def digests(self, segments: Sequence[Segment], key: Sequence[str]) -> Mapping[str, Digest]:
+        """Digest segments, on the snapshot's own connection."""
         return dict(digest_segments(self.snap.connection, self.source, segments, key))
 
 
@@ -156,20 +160,40 @@ def diff(
         ContractBroken: they have no column in common.
         ConnectionRefused, AuthenticationFailed, NotFound, PermissionMissing, TransientFailure.
     """
-    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
-        opened = []
+    with ExitStack() as stack:
+        halves = []
         for database, table in (left, right):
             reader = PostgresReader(database)
             snap = stack.enter_context(reader.snapshot())
-            opened.append((reader, snap, reader.source(table, where=where, connection=snap.connection)))
-        full_left, full_right = opened[0][2], opened[1][2]
-        columns_left, columns_right, types = _common(full_left, full_right)
-        halves = (
-            _Half(*opened[0][:2], full_left.only(columns_left)),
-            _Half(*opened[1][:2], full_right.only(columns_right)),
-        )
+            halves.append(Half(reader, snap, reader.source(table, where=where, connection=snap.connection)))
+        return diff_halves(halves[0], halves[1], key, limit, segment_rows=segment_rows)
 
-        def at_once(work: Callable[[_Half], Any]) -> tuple[Any, Any]:
+
+def diff_halves(
+    left: Half,
+    right: Half,
+    key: Sequence[str] = (),
+    limit: int = 20,
+    *,
+    segment_rows: int = SEGMENT_ROWS,
+    changes: Source | None = None,
+) -> TableDiff:
+    """Compare two sides whose snapshots are open: see `diff`.
+
+    Args:
+        left, right: the sides.
+        key, limit, segment_rows: as `diff`.
+        changes: rows of the left that are known to be newer than the right; those that differ count as behind.
+    """
+    full_left, full_right = left.source, right.source
+    columns_left, columns_right, types = _common(full_left, full_right)
+    halves = (
+        replace(left, source=full_left.only(columns_left)),
+        replace(right, source=full_right.only(columns_right)),
+    )
+    with ThreadPoolExecutor(2) as pool:
+
+        def at_once(work: Callable[[Half], Any]) -> tuple[Any, Any]:
             futures = [pool.submit(work, half) for half in halves]
             try:
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
@@ -184,8 +208,8 @@ def diff(
         whole = Segment.whole()
         one, two = at_once(lambda half: half.digests([whole], ())[whole.id])
         found = TableDiff(
-            left=f"{full_left.label} in {left[0].label}",
-            right=f"{full_right.label} in {right[0].label}",
+            left=f"{full_left.label} in {full_left.database}",
+            right=f"{full_right.label} in {full_right.database}",
             rows_left=one.rows,
             rows_right=two.rows,
             equal=one.rows,
@@ -198,7 +222,16 @@ def diff(
         names = tuple(key) or full_left.key or full_right.key
         _check_keys(halves, (full_left, full_right), names, at_once)
         segments = _differing(halves, names, segment_rows, at_once)
-        return _rows(replace(found, key=names), halves, names, segments, limit)
+        return _rows(replace(found, key=names), halves, names, segments, limit, _keys(halves[0], names, changes))
+
+
+def _keys(left: Half, names: Sequence[str], changes: Source | None) -> frozenset[tuple[Any, ...]]:
+    """Return the keys of some rows of the left, as `_stream` gives them."""
+    if changes is None:
+        return frozenset()
+    query = changes.select([_key_value(column) for column in left.source.pick(names)])
+    with translated(changes.database, f"read the changes of {changes.label}", connection=left.snap.connection):
+        return frozenset(left.snap.connection.execute(query).fetchall())
 
 
 def _common(
@@ -215,10 +248,10 @@ def _common(
 
 
 def _check_keys(
-    halves: tuple[_Half, _Half],
+    halves: tuple[Half, Half],
     full: tuple[Source, Source],
     names: Sequence[str],
-    at_once: Callable[[Callable[[_Half], Any]], tuple[Any, Any]],
+    at_once: Callable[[Callable[[Half], Any]], tuple[Any, Any]],
 ) -> None:
     if not names:
         raise KeyInvalid(
@@ -229,10 +262,10 @@ def _check_keys(
 
 
 def _differing(
-    halves: tuple[_Half, _Half],
+    halves: tuple[Half, Half],
     names: Sequence[str],
     rows: int,
-    at_once: Callable[[Callable[[_Half], Any]], tuple[Any, Any]],
+    at_once: Callable[[Callable[[Half], Any]], tuple[Any, Any]],
 ) -> list[Segment]:
     """Return the key segments whose digests differ."""
     larger = max(halves, key=lambda half: half.source.relation.rows if half.source.relation else -1)
@@ -257,7 +290,7 @@ def _key_value(column: PgColumn) -> sql.Composable:
     return column.identifier if hashed(column) == "int" else text_form(column)
 
 
-def _stream(half: _Half, names: Sequence[str], segments: Sequence[Segment]) -> Iterator[tuple[tuple[Any, ...], int]]:
+def _stream(half: Half, names: Sequence[str], segments: Sequence[Segment]) -> Iterator[tuple[tuple[Any, ...], int]]:
     """Yield (key, row hash) of the segments in key order."""
     keys = half.source.pick(names)
     order = []
@@ -306,12 +339,22 @@ def _merge(
 
 
 def _rows(
-    found: TableDiff, halves: tuple[_Half, _Half], names: Sequence[str], segments: Sequence[Segment], limit: int
+    found: TableDiff,
+    halves: tuple[Half, Half],
+    names: Sequence[str],
+    segments: Sequence[Segment],
+    limit: int,
+    newer: frozenset[tuple[Any, ...]],
 ) -> TableDiff:
     counts: dict[Side | None, int] = {None: 0, "left": 0, "right": 0}
+    behind = behind_left = 0
     shown: list[tuple[tuple[Any, ...], Side | None]] = []
     if segments:
         for key, side in _merge(_stream(halves[0], names, segments), _stream(halves[1], names, segments)):
+            if key in newer:
+                behind += 1
+                behind_left += side == "left" or side is None
+                continue
             counts[side] += 1
             if len(shown) < limit:
                 shown.append((key, side))
@@ -319,7 +362,8 @@ def _rows(
     right = _values(halves[1], names, [key for key, side in shown if side != "left"])
     return replace(
         found,
-        equal=found.rows_left - counts[None] - counts["left"],
+        equal=found.rows_left - counts[None] - counts["left"] - behind_left,
+        behind=behind,
         differing=counts[None],
         only_left=counts["left"],
         only_right=counts["right"],
@@ -328,7 +372,7 @@ def _rows(
 
 
 def _values(
-    half: _Half, names: Sequence[str], keys: Sequence[tuple[Any, ...]]
+    half: Half, names: Sequence[str], keys: Sequence[tuple[Any, ...]]
 ) -> dict[tuple[Any, ...], tuple[str | None, ...]]:
     """Return the texts of all columns of some rows, by key."""
     if not keys:

@@ -48,7 +48,7 @@ class CopyStep:
 
         reader = self._resources.reader(spec.source)
         if isinstance(target, PostgresTarget):
-            return postgres_postgres.fresh(spec, reader, target)
+            return postgres_postgres.fresh(spec, reader, target, now=ctx.logical_time)
         from millrace.lake.target import LakeTarget
         from millrace.steps.routes import postgres_lake
 

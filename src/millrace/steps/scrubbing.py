@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Sequence
 
 from millrace.core.position import Cursor
-from millrace.core.scrub import MOST_PARTS, Scrub, instant
+from millrace.core.scrub import MOST_PARTS, Scrub, instant, told_due
 from millrace.postgres.keys import proven
 from millrace.postgres.newest import newest_unchanged
 from millrace.postgres.reader import PostgresReader, PostgresSnapshot
@@ -67,3 +67,15 @@ def unchanged(
     if proven(base, columns):
         return reader.unchanged(base, since, snap)
     return newest_unchanged(base, columns, since.column, reader.changes(base, since, snap))
+
+
+def said_due(
+    spec: CopySpec, since: Cursor, base: Source, key: Sequence[str], snap: PostgresSnapshot, rows: int, now: str
+) -> tuple[bool, str]:
+    """Return whether parts are due in a run now, and what a plan says about it."""
+    state = state_of(spec, since, moment(now))
+    if state is None:
+        return False, ""
+    state = split(state, spec, base, key, snap, rows)
+    every = 0.0 if spec.verify_all else spec.verify
+    return bool(due(spec, state, moment(now))), told_due(state, moment(now), every)

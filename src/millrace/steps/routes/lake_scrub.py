@@ -21,7 +21,7 @@ from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import LedgerEntry
 from millrace.errors import GuardRefused
 from millrace.postgres.parts import any_of
-from millrace.postgres.reader import PostgresReader, PostgresSnapshot
+from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_segments
 from millrace.postgres.source import Source
 from millrace.steps.scrubbing import due, moment, split, state_of, unchanged
 from millrace.steps.spec import CopySpec
@@ -138,7 +138,7 @@ def scrub(
     wanted = [segments[number] for number in numbers]
     rows = unchanged(reader, base, key, since, snap)
     changes = [str(path) for path in folder.files]
-    ours = reader.digest(rows, wanted, snap, key)
+    ours = dict(digest_segments(snap.connection, rows, wanted, key))
     theirs = side.digests(wanted, changes)
     different = [segment for segment in wanted if ours[segment.id] != theirs[segment.id]]
     detail: dict[str, Any] = {"level": "table"} if len(numbers) == len(segments) else {}

@@ -20,7 +20,6 @@ from millrace.core.plan import Freshness, Step
 from millrace.core.ports import Context, StageRequest
 from millrace.core.position import Cursor, Position, Whole
 from millrace.core.schema import Schema
-from millrace.core.scrub import told_due
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import LedgerEntry, Staged
 from millrace.errors import ExtraMissing, GuardRefused, ProofFailed, UsageError
@@ -34,7 +33,7 @@ from millrace.postgres.source import Source, author_select
 from millrace.steps.contracts import check_columns
 from millrace.steps.routes.lake_scrub import Scrubbed, scrub
 from millrace.steps.routes.parquet import Export, Folder
-from millrace.steps.scrubbing import moment, split, state_of
+from millrace.steps.scrubbing import moment, said_due, state_of
 from millrace.steps.sieve import Sieve, sieve_of
 from millrace.steps.spec import CopySpec
 
@@ -164,8 +163,9 @@ def fresh(
         proves = PROVES[work.how]
         if work.since is not None:
             found, rows = reader.moved(work.base, work.since, snap)
-            said = _scrub_due(spec, work, snap, moment(now))
-            if found == work.since.tail and not said.startswith("scrub of"):
+            known = -1 if work.entry is None else work.entry.rows
+            due, said = said_due(spec, work.since, work.base, work.schema.key, snap, known, now)
+            if found == work.since.tail and not due:
                 since = f" since {work.since.value}" if work.since.value is not None else ""
                 return Freshness(True, f"nothing changed{since}", 0)
             if found == work.since.tail:
@@ -186,15 +186,6 @@ def fresh(
             if written == "unknown" and _whole_digest(work.source, snap) == position.digest:
                 return Freshness(True, "source digest unchanged", 0)
     return Freshness(False, work.reason, rows, PUBLISHES[work.how], proves)
-
-
-def _scrub_due(spec: CopySpec, work: Work, snap: PostgresSnapshot, now: str) -> str:
-    """Return what is to be said about the scrub of an incremental copy."""
-    state = state_of(spec, work.since, now)
-    if state is None or work.entry is None:
-        return ""
-    state = split(state, spec, work.base, work.schema.key, snap, work.entry.rows)
-    return told_due(state, now, 0.0 if spec.verify_all else spec.verify)
 
 
 # --- staging -------------------------------------------------------------------------------------------------------

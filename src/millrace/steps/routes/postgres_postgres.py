@@ -14,6 +14,7 @@ What was staged by an attempt that died is kept where its digest still is the so
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from psycopg import sql
@@ -21,7 +22,7 @@ from psycopg import sql
 from millrace.core.digest import Digest
 from millrace.core.plan import Freshness, Step
 from millrace.core.ports import Context, StageRequest
-from millrace.core.position import Cursor, Whole
+from millrace.core.position import Cursor, Position, Whole
 from millrace.core.segment import Segment
 from millrace.core.staged import Counts, Staged
 from millrace.errors import Handling, Interrupted, MillraceError, ProofFailed
@@ -39,7 +40,9 @@ from millrace.postgres.source import Source, author_select
 from millrace.postgres.stage import PostgresStage
 from millrace.postgres.target import PostgresTarget
 from millrace.steps.routes.postgres_look import Look, both_digests, look_at, whole_digest_there
+from millrace.steps.routes.postgres_scrub import rows_of, scrub
 from millrace.steps.routes.relay import Relay
+from millrace.steps.scrubbing import moment, said_due, state_of
 from millrace.steps.spec import CopySpec
 
 FINER = 25  # segments that are compared are so much smaller than those that are copied: 10,000 rows
@@ -67,8 +70,12 @@ PROVES = {
 }
 
 
-def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Freshness:
+def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget, *, now: str) -> Freshness:
     """Say whether the target already is what a run would make of it.
+
+    Args:
+        spec, reader, target: of the step.
+        now: the logical time, ISO 8601 UTC: what of the scrub is due.
 
     Raises:
         KeyInvalid, NotFound, ContractBroken, PermissionMissing: what would also stop the run.
@@ -76,8 +83,8 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Fre
     with look_at(spec, reader, target) as look:
         rows = look.base.relation.rows if look.base.relation is not None else None
 
-        def answer(is_fresh: bool, reason: str, moves: int | None = rows) -> Freshness:
-            return Freshness(is_fresh, reason, moves, PUBLISHES[look.how], PROVES[look.how])
+        def answer(is_fresh: bool, reason: str, moves: int | None = rows, more: str = "") -> Freshness:
+            return Freshness(is_fresh, reason, moves, PUBLISHES[look.how], PROVES[look.how] + more)
 
         if look.relation is None:
             return answer(False, "never published" if look.entry is None else "the target table is missing")
@@ -87,9 +94,10 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Fre
             return answer(False, "full refresh")
         if look.since is not None:
             found, moves = reader.moved(look.base, look.since, look.snap)
+            due, said = said_due(spec, look.since, look.base, look.key, look.snap, rows_of(look), now)
             if found == look.since.tail:
-                return answer(True, "nothing changed", 0)
-            return answer(False, f"since {look.since.value}", moves)
+                return answer(False, f"{said} is due", 0) if due else answer(True, "nothing changed", 0)
+            return answer(False, f"since {look.since.value}", moves, f" · {said}" if said else "")
         wanted = Whole if spec.tracked is None else Cursor
         if not isinstance(look.entry.position, wanted):
             return answer(False, "the mode changed")
@@ -202,7 +210,7 @@ def _all(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
     detail = {} if look.how == "create" else {"segments": [Segment.whole().to_json()], "whole": whole.to_json()}
     if look.how == "create" and look.base.relation is not None:
         opened.belongings = read_belongings(look.snap.connection, look.base.relation, look.source.names)
-    staged = opened.close(look.position(whole), expected, **detail, **_detail(look))
+    staged = opened.close(_position(look, whole, ctx), expected, **detail, **_detail(look))
     if opened.left_out:
         ctx.report.note(f"left out: {', '.join(opened.left_out)}")
     return staged
@@ -225,7 +233,13 @@ def _since_position(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
     expected = relay.run(alone([Segment("changes", "changes")]))
     if look.spec.count is not None:
         ctx.report.note("the count query is compared only when everything is read")
-    return opened.close(look.position(None), expected, **_detail(look))
+    found = scrub(look, opened, expected, ctx)
+    if "scrub" in found.detail:
+        ctx.report.note(found.detail["scrub"])
+    position = _position(look, None, ctx)
+    if isinstance(position, Cursor):
+        position = replace(position, scrub=found.state)
+    return opened.close(position, {**expected, **found.expected}, **found.detail, **_detail(look))
 
 
 def _differing(look: Look, opened: PostgresStage, request: StageRequest, ctx: Context) -> Staged | None:
@@ -248,7 +262,7 @@ def _differing(look: Look, opened: PostgresStage, request: StageRequest, ctx: Co
     expected = relay.run(parts, known)
     segments = [Segment.whole()] if len(different) == len(segments) else joined(different)
     detail = {"segments": [segment.to_json() for segment in segments], "whole": whole.to_json()}
-    return opened.close(look.position(whole), expected, **detail, **_detail(look))
+    return opened.close(_position(look, whole, ctx), expected, **detail, **_detail(look))
 
 
 def _fine(look: Look) -> list[Segment]:
@@ -268,8 +282,16 @@ def _detail(look: Look) -> dict[str, Any]:
     }
 
 
+def _position(look: Look, whole: Digest | None, ctx: Context) -> Position:
+    """Return the position of what the snapshot holds, with when the table was compared."""
+    found = look.position(whole)
+    if not isinstance(found, Cursor):
+        return found
+    return replace(found, scrub=state_of(look.spec, look.since, moment(ctx.logical_time)))
+
+
 def _position_only(look: Look, request: StageRequest, whole: Digest, ctx: Context) -> Staged | None:
-    position = look.position(whole)
+    position = _position(look, whole, ctx)
     before = look.entry.position if look.entry is not None and look.entry.code == request.code else None
     if isinstance(before, Whole) and isinstance(position, Whole) and before.digest == position.digest:
         ctx.report.note("nothing changed")

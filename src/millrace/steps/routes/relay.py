@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from millrace.core.digest import Digest
@@ -71,13 +71,20 @@ class Relay:
         self._helped = threading.Event()
         self._lock = threading.Lock()
 
-    def run(self, parts: Sequence[Part], known: Mapping[SegmentId, Digest] | None = None) -> dict[SegmentId, Digest]:
+    def run(
+        self,
+        parts: Sequence[Part],
+        known: Mapping[SegmentId, Digest] | None = None,
+        *,
+        keep: Collection[SegmentId] = (),
+    ) -> dict[SegmentId, Digest]:
         """Copy parts, but for those that an earlier attempt left and that still agree.
 
         Args:
             parts: what is to be staged; whatever else lies in the stage is dropped.
             known: the source's digests of all parts in this snapshot, when they were taken already; else each part is
                 one segment.
+            keep: parts that an earlier call has staged.
 
         Returns:
             The source's digest of each part.
@@ -87,7 +94,7 @@ class Relay:
             MillraceError: the first failure of any thread; the others are stopped.
         """
         digests = {} if known is None else dict(known)
-        kept = self._kept(parts, digests)
+        kept = self._kept(parts, digests, keep)
         todo = [part for part in parts if part.id not in kept]
         self._ctx.report.total(sum(part.rows for part in todo) or None)
         waiting = deque(todo)
@@ -122,7 +129,9 @@ class Relay:
             self._stop.wait(LOOK_SECONDS)
         return None
 
-    def _kept(self, parts: Sequence[Part], digests: dict[SegmentId, Digest]) -> set[SegmentId]:
+    def _kept(
+        self, parts: Sequence[Part], digests: dict[SegmentId, Digest], keep: Collection[SegmentId]
+    ) -> set[SegmentId]:
         """Return the parts that need no copying; drop the others that lie there."""
         if self._stage.earlier is None:
             return set()
@@ -130,7 +139,7 @@ class Relay:
         again = [part for part in parts if part.id in done]
         self._digest([part for part in again if part.id not in digests], digests)
         kept = {part.id for part in again if digests[part.id] == done[part.id]}
-        self._stage.drop(kept)
+        self._stage.drop({*kept, *keep})
         if kept:
             run = short_run(self._stage.earlier)
             self._ctx.report.note(f"{len(kept)} of {len(parts)} segments kept from run {run}")
