@@ -6,6 +6,7 @@ from millrace.app.exporting import ExportOutcome, export_files, import_files
 from millrace.app.extras import require as require_extras
 from millrace.app.house import House, QueryResult, open_house
 from millrace.app.scaffold import init_from_database, init_project, variables_of, write_schemas
+from millrace.app.whole import copy_tables, is_pattern, look_whole
 from millrace.steps.spec import CopyOptions
 
 __all__ = [
@@ -17,12 +18,15 @@ __all__ = [
     "QueryResult",
     "copy_dry_run",
     "copy_table",
+    "copy_tables",
     "diff_tables",
     "examine",
     "export_files",
     "import_files",
     "init_from_database",
     "init_project",
+    "is_pattern",
+    "look_whole",
     "open_house",
     "require_extras",
     "variables_of",

@@ -21,6 +21,8 @@ COPY_EXAMPLES = """
   millrace copy env:SRC public.orders env:DST public.orders
   millrace copy env:SRC orders env:DST raw.orders --mode incremental --cursor updated_at
   millrace copy env:SRC orders env:DST raw.orders --where "region = 'Seoul'" --dry-run
+  millrace copy env:SRC '*' env:DST                  (all tables of all schemas, from one snapshot)
+  millrace copy env:SRC 'sales.*' env:DST 'raw.*' --exclude 'sales.tmp_*'
 """
 
 
@@ -28,11 +30,16 @@ COPY_EXAMPLES = """
 def copy(
     source: Annotated[str, typer.Argument(metavar="SRC", help=DATABASE)],
     table: Annotated[
-        str, typer.Argument(metavar="TABLE", help='The source table, an SQL name: public.orders, "Odd"."name".')
+        str,
+        typer.Argument(
+            metavar="TABLE",
+            help='The source table, an SQL name: public.orders, "Odd"."name". Or several: sales.*, sales.order_*, *.',
+        ),
     ],
     target: Annotated[str, typer.Argument(metavar="DST", help=DATABASE)],
     into: Annotated[
-        str | None, typer.Argument(metavar="[TABLE]", help="The target table; the same name if left out.")
+        str | None,
+        typer.Argument(metavar="[TABLE]", help="The target table; the same name if left out. For several: raw.*."),
     ] = None,
     mode: Annotated[
         str,
@@ -65,12 +72,21 @@ def copy(
         bool, typer.Option("--full-refresh", help="Forget the position; compare everything.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change; change nothing.")] = False,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Of several tables leave some out: audit.*, tmp_*; repeat for more.")
+    ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Of several tables publish all in one transaction, or nothing.")
+    ] = False,
+    foreign_keys: Annotated[
+        bool, typer.Option("--foreign-keys", help="Of several tables make the foreign keys between them at the end.")
+    ] = False,
     workers: Annotated[int, typer.Option(help="Connections that copy at once.", min=1, max=16)] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Copy a table between two PostgreSQL databases, every row proven."""
+    """Copy a table between two PostgreSQL databases, or all of a schema; every row is proven."""
     from millrace.api.copying import MODES
-    from millrace.app import CopyOptions, copy_dry_run, copy_table
+    from millrace.app import CopyOptions, copy_dry_run, copy_table, is_pattern
     from millrace.errors import UsageError, did_you_mean
 
     if mode not in MODES:
@@ -99,6 +115,25 @@ def copy(
         full_refresh=full_refresh,
         workers=workers,
     )
+    if is_pattern(table):
+        from millrace.cli.whole import copy_several
+
+        copy_several(
+            source,
+            table,
+            target,
+            into,
+            options,
+            exclude=exclude or (),
+            together=together,
+            with_foreign_keys=foreign_keys,
+            dry_run=dry_run,
+            as_json=as_json,
+        )
+        return
+    if exclude or together or foreign_keys:
+        option = "--exclude" if exclude else "--together" if together else "--foreign-keys"
+        raise UsageError(f"{option} is for several tables", hint="name them with a pattern: 'sales.*'")
     if dry_run:
         counts = copy_dry_run(source, table, target, into or table, options)
         if as_json:

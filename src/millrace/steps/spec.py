@@ -75,6 +75,11 @@ class CopySpec(CopyOptions):
     files: FilesSpec | None = None
     snapshot: str = ""
 
+    @property
+    def place(self) -> TableRef:
+        """The table in a PostgreSQL target."""
+        return TableRef(self.asset.layer, self.asset.name)
+
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON types."""
         data = asdict(self)

@@ -1,0 +1,141 @@
+"""What `millrace copy` prints of several tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from millrace.cli import show
+from millrace.errors import UsageError
+
+if TYPE_CHECKING:
+    from millrace.app.whole import Chosen, WholeOutcome
+    from millrace.steps.spec import CopyOptions, CopySpec
+
+NOT_MADE = 5  # foreign keys that are named; more are counted
+
+
+def copy_several(
+    source: str,
+    pattern: str,
+    target: str,
+    into: str | None,
+    options: CopyOptions,
+    *,
+    exclude: Sequence[str],
+    together: bool,
+    with_foreign_keys: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Copy all tables that a pattern means, or list them.
+
+    Raises:
+        UsageError: an option that is about one table.
+    """
+    from millrace.app import copy_tables, look_whole
+
+    for option, said in (("--key", options.key), ("--cursor", options.cursor), ("--where", options.where)):
+        if said:
+            raise UsageError(
+                f"{option} is about one table", hint="copy that table by its name, and the others with --exclude"
+            )
+    if dry_run:
+        chosen, specs = look_whole(source, pattern, target, into, options, exclude)
+        if as_json:
+            show.as_json(_look_json(chosen, specs))
+        else:
+            _print_look(chosen, specs)
+        return
+    outcome = copy_tables(
+        source,
+        pattern,
+        target,
+        into,
+        options,
+        exclude=exclude,
+        together=together,
+        with_foreign_keys=with_foreign_keys,
+        show_progress=not as_json,
+    )
+    if as_json:
+        show.as_json(outcome.to_json())
+    else:
+        _print_end(outcome)
+    if outcome.result.exit_code:
+        raise typer.Exit(outcome.result.exit_code)
+
+
+def _print_end(outcome: WholeOutcome) -> None:
+    """Print what stands below the lines of the tables."""
+    good = sum(step.status in ("published", "fresh") for step in outcome.result.steps)
+    show.out(f" {show.count(good, 'table')}, {show.count(outcome.rows, 'row')}, of one snapshot of the source")
+    _print_left_out(outcome.chosen)
+    if outcome.made:
+        show.out(f" {show.count(outcome.made, 'foreign key')} made")
+    unwanted = [key for key, why in outcome.not_made if why == "not asked for"]
+    if unwanted:
+        number = show.count(len(unwanted), "foreign key")
+        show.out(f" {number} not made: with --foreign-keys they are, once all tables are there")
+    failed = [(key, why) for key, why in outcome.not_made if why != "not asked for"]
+    for key, why in failed[:NOT_MADE]:
+        show.out(show.painted(f" foreign key {key.name} of {key.ref} not made: {why}", "yellow"))
+    if len(failed) > NOT_MADE:
+        show.out(f" and {len(failed) - NOT_MADE:,} more foreign keys")
+
+
+def _print_left_out(chosen: Chosen) -> None:
+    if chosen.left_out:
+        show.out(f" not copied: {chosen.left_out}")
+
+
+def _look_json(chosen: Chosen, specs: Sequence[CopySpec]) -> dict[str, object]:
+    from millrace.app.whole import others_json
+
+    return {
+        "dry_run": True,
+        "tables": [
+            {
+                "table": str(one.ref),
+                "into": str(spec.place),
+                "mode": spec.mode,
+                "rows": one.rows,
+                "bytes": one.bytes,
+            }
+            for one, spec in sorted(zip(chosen.tables, specs, strict=True), key=lambda pair: pair[0].ref)
+        ],
+        "not_copied": others_json(chosen),
+        "excluded": chosen.excluded,
+    }
+
+
+def _print_look(chosen: Chosen, specs: Sequence[CopySpec]) -> None:
+    """Print a line for each table that would be copied."""
+    pairs = sorted(zip(chosen.tables, specs, strict=True), key=lambda pair: pair[0].ref)
+    labels = [str(one.ref) if one.ref == spec.place else f"{one.ref} → {spec.place}" for one, spec in pairs]
+    width = max(map(len, labels))
+    for (one, spec), label in zip(pairs, labels, strict=True):
+        rows = "rows unknown" if one.rows is None else f"≈ {show.count(one.rows, 'row')}"
+        more = "   truncate: no primary key" if spec.mode == "truncate" and not one.keyed else ""
+        show.out(f" copy  {label:<{width}}  {rows:>18}  {size(one.bytes):>9}{more}".rstrip())
+    show.out()
+    known = sum(one.rows or 0 for one in chosen.tables)
+    excluded = f", {chosen.excluded:,} excluded" if chosen.excluded else ""
+    total = size(sum(one.bytes for one in chosen.tables))
+    count = show.count(len(pairs), "table")
+    show.out(f" {count} would be copied{excluded}: ≈ {show.count(known, 'row')}, {total}; nothing was changed")
+    _print_left_out(chosen)
+    if chosen.keys:
+        show.out(f" {show.count(len(chosen.keys), 'foreign key')}: made with --foreign-keys")
+
+
+def size(number: int) -> str:
+    """Return bytes for people: `14.2 MB`."""
+    value = float(number)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
+        value /= 1000
+    return f"{value:,.1f} TB"
