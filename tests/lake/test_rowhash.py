@@ -350,6 +350,32 @@ def test_slices_of_fixed_width_columns(server: psycopg.Connection[Any]) -> None:
         assert found == _server_digest(server, kinds, rows[start : start + length])
 
 
+def test_small_files_are_hashed_together_whatever_columns_they_have(tmp_path: Path) -> None:
+    schema = Schema(
+        (
+            Column("id", "bigint", Kind.INT64, hashed="int"),
+            Column("name", "text", Kind.TEXT, hashed="text"),
+        )
+    )
+    tables = [
+        pa.table({"id": pa.array([1, 2], pa.int64()), "name": ["a", None]}),
+        pa.table({"id": pa.array([3], pa.int32()), "name": ["a"]}),
+        pa.table({"name": ["b"], "id": pa.array([4], pa.int64()), "_millrace_seq": [1]}),
+        pa.table({"id": pa.array([5], pa.int64())}),
+        pa.table({"other": [1, 2, 3]}),
+    ]
+    paths = [str(tmp_path / f"{number}.parquet") for number in range(len(tables))]
+    for path, table in zip(paths, tables, strict=True):
+        pq.write_table(table, path)
+    wanted = pa.table(
+        {"id": pa.array([1, 2, 3, 4, 5, None, None, None], pa.int64()), "name": [*"a", None, *"ab", *[None] * 4]}
+    )
+    assert rowhash.digest_files(paths, schema) == rowhash.digest_table(wanted, schema)
+    assert rowhash.digest_files(paths, schema) == Digest.sum(
+        (rowhash.digest_files([path], schema) for path in paths), schema.shape
+    )
+
+
 def test_missing_own_and_null_columns(tmp_path: Path) -> None:
     schema = Schema((*ONE_TEXT.columns, Column("later", "text", Kind.TEXT, hashed="text")))
     table = pa.table({"_millrace_seq": [1, 2], "t": ["a", "b"]})

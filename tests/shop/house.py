@@ -225,7 +225,8 @@ class House:
         found = [*folder.glob("lake/*/*/_millrace/stages/*"), *folder.glob(".millrace/scratch/*")]
         for table in folder.glob("lake/*/*"):
             named = mentioned_files(table)
-            found += [path for path in table.glob("*.parquet") if path.name not in named]
+            data = [*table.glob("*.parquet"), *table.glob("*=*/**/*.parquet")]
+            found += [path for path in data if str(path.relative_to(table)) not in named]
             loads = [path for path in table.glob("_millrace/loads/*") if path.name.startswith(".")]
             found += [*loads, *table.glob("_delta_log/*.tmp"), *table.glob("_delta_log/_commit_*")]
         root = folder / "warehouse"

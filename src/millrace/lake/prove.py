@@ -20,7 +20,7 @@ from millrace.core.staged import Level, Proof, Staged
 from millrace.errors import ProofFailed
 from millrace.lake.layout import Folder, disk
 from millrace.lake.partitions import wrong_value
-from millrace.lake.table import check_file, rows_of
+from millrace.lake.table import arrow_schema, check_file, rows_of
 
 
 def hashable(schema: Schema) -> bool:
@@ -35,10 +35,11 @@ def prove(folder: Folder, staged: Staged) -> Proof:
         ProofFailed: a file is missing or torn, has other columns, nulls or rows, or the digests differ.
     """
     files = staged.detail["files"]
+    wanted = arrow_schema(staged.schema)
     for file in files:
         check_size(folder, file, staged)
         wrong = partial(wrong_value, path=file["name"], asset=str(staged.asset))
-        check_file(folder.path / file["name"], staged.schema, file["rows"], str(staged.asset), wrong)
+        check_file(folder.path / file["name"], wanted, file["rows"], str(staged.asset), wrong)
     with disk(folder.path, f"proving {staged.asset}"):
         _check_quarantine(folder, staged)
         if staged.how == "upsert":

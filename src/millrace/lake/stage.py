@@ -28,7 +28,7 @@ from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import FORMAT, Publish, Staged, check_format
 from millrace.errors import ContractBroken, ProofFailed, UsageError
 from millrace.lake.aside import Aside
-from millrace.lake.layout import DATA_FILE, Folder, disk, read_json, sync_file, sync_folder, write_json
+from millrace.lake.layout import DATA_FILE, Folder, disk, read_json, sync_all, sync_file, write_json
 from millrace.lake.partitions import split
 from millrace.lake.table import arrow_schema, conform, microseconds, rows_of, writer
 
@@ -203,7 +203,7 @@ class LakeStage:
             self._files += files
             self._segments |= _segments(other)
             self._loaded(datetime.fromisoformat(other["loaded_at"]))  # the files have that time in every row
-            self._sync_folders(self._folder.path / file["name"] for file in files)
+            self._sync_folders(files)
             self._save()
             return
 
@@ -302,9 +302,13 @@ class LakeStage:
         return paths
 
     def _writer(self, path: Path, rows: pa.Table) -> pq.ParquetWriter:
-        with self._folder.lock() if self.request.partitions else contextlib.nullcontext():
-            path.parent.mkdir(parents=True, exist_ok=True)  # gc removes empty folders
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
             return writer(path, self.schema, rows, self.request.partitions)
+        except FileNotFoundError:  # gc has removed the folder, which was empty
+            with self._folder.lock():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                return writer(path, self.schema, rows, self.request.partitions)
 
     def new_file(self, segment: Segment | None = None) -> Path:
         """Return a path for a new Parquet file, for writers of their own; `add_file` makes it count."""
@@ -318,11 +322,13 @@ class LakeStage:
     def _name(self, path: Path) -> str:
         return path.relative_to(self._folder.path).as_posix()
 
-    def _sync_folders(self, files: Iterable[Path]) -> None:
+    def _sync_folders(self, files: Iterable[Mapping[str, Any]]) -> None:
         """Bring the entries of the folders that some files lie in to the disk, those above them included."""
-        above = {folder for file in files for folder in file.parents if folder.is_relative_to(self._folder.path)}
-        for folder in above | {self._folder.path}:
-            sync_folder(folder)
+        folders = {""}
+        for name in {file["name"].rpartition("/")[0] for file in files}:
+            parts = name.split("/")
+            folders |= {"/".join(parts[:depth]) for depth in range(1, len(parts) + 1)}
+        sync_all([self._folder.path / folder for folder in folders])
 
     def add_file(
         self, path: Path | Sequence[Path], segment: Segment, expected: Digest | None = None, rows: int | None = None
@@ -352,8 +358,8 @@ class LakeStage:
 
         with disk(self._folder.path, f"staging {self.request.asset}"):
             files: list[Mapping[str, Any]] = []
+            sync_all(paths)
             for path in paths:
-                sync_file(path)
                 rows = pq.read_metadata(path).num_rows
                 files.append(
                     {"name": self._name(path), "rows": rows, "size": path.stat().st_size, "segment": segment.id}
@@ -364,7 +370,7 @@ class LakeStage:
                 self._files = [file for file in self._files if file["segment"] != segment.id] + files
                 self._segments[segment.id] = expected
                 self._left.discard(segment.id)
-                self._sync_folders(paths)
+                self._sync_folders(files)
                 self._save()
                 self._remove(replaced)
         return rows_of(files)

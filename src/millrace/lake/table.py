@@ -207,13 +207,13 @@ def grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 
 def check_file(
-    path: Path, schema: Schema, rows: int, asset: str, wrong: Callable[[pq.ParquetFile], str | None]
+    path: Path, wanted: pa.Schema, rows: int, asset: str, wrong: Callable[[pq.ParquetFile], str | None]
 ) -> None:
     """Check one data file: it is there and whole, has the columns, no null where none may be, so many rows.
 
     Args:
         path: the file.
-        schema: of the asset.
+        wanted: the asset's, as `arrow_schema` makes it.
         rows: how many were written.
         asset: what errors name.
         wrong: which partition column has another value than the file's folder says, or None.
@@ -234,7 +234,6 @@ def check_file(
     except (pa.ArrowException, OSError) as error:
         raise failed(f"cannot be read: {str(error).splitlines()[0]}") from error
     with file:
-        wanted = arrow_schema(schema)
         found = file.schema_arrow
         if [(field.name, field.type) for field in found] != [(field.name, field.type) for field in wanted]:
             raise failed(f"has other columns: {', '.join(f'{field.name} {field.type}' for field in found)}")

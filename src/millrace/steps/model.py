@@ -26,6 +26,7 @@ from millrace.duck import engine
 from millrace.duck import inputs as views
 from millrace.duck.engine import Fragment
 from millrace.errors import NotFound
+from millrace.lake.table import arrow_schema, conform, file_batches
 from millrace.lake.target import LakeTarget
 from millrace.steps.checking import check_lake_stage
 from millrace.steps.resources import Resources
@@ -162,10 +163,28 @@ def _stage_whole(work: _Work) -> Staged:
     stage = work.lake.open_stage(work.request(result.schema, "replace" if work.entry else "create"))
     stage.drop(stage.done())  # a model's rows are not read from a source that could be compared with what is left
     counted = Counting(result, work.ctx)
-    stage.write(Segment.whole(), counted.reader())
-    if (sieve := work.sieve) is not None:
-        sieve.stage(work.connection, stage)
+    sieve = work.sieve
+    if sieve is not None and work.partitions:  # sifted before it is split: many small files are not written twice
+        file = _to_scratch(work, result.schema, counted)
+        bad, reopened = sieve.changes(work.connection, [file], result.schema, stage.quarantined())
+        stage.set_aside(bad, reopened=reopened)
+        stage.write_batches(Segment.whole(), file_batches([str(file)], result.schema))
+    else:
+        stage.write(Segment.whole(), counted.reader())
+        if sieve is not None:
+            sieve.stage(work.connection, stage)
     return stage.close(Versions(work.inputs), {Segment.whole().id: counted.digest})
+
+
+def _to_scratch(work: _Work, schema: Schema, counted: Counting) -> Path:
+    """Write a model's rows to a file of the step's own."""
+    import pyarrow.parquet as pq
+
+    path, lies = work.ctx.scratch() / "rows.parquet", arrow_schema(schema)
+    with pq.ParquetWriter(path, lies) as writer:
+        for batch in counted.reader():
+            writer.write_batch(conform(batch, lies, 0, 0, str(work.asset)))
+    return path
 
 
 def _same_table(work: _Work, schema: Schema) -> bool:
@@ -216,17 +235,8 @@ def _upsert(work: _Work, result: ModelResult, keys: Fragment | None, *, whole: b
         keys: name of a relation of keys that are settled by the result, or None.
         whole: the result is of all keys there are.
     """
-    import pyarrow.parquet as pq
-
-    from millrace.lake.table import arrow_schema, conform
-
-    folder = work.ctx.scratch()
-    changes, deletes = folder / "changes.parquet", folder / "deletes.parquet"
     counted = Counting(result, work.ctx)
-    schema = arrow_schema(result.schema)
-    with pq.ParquetWriter(changes, schema) as writer:
-        for batch in counted.reader():
-            writer.write_batch(conform(batch, schema, 0, 0, str(work.asset)))
+    changes, deletes = _to_scratch(work, result.schema, counted), work.ctx.scratch() / "deletes.parquet"
     bad: pa.Table | None = None
     reopened: list[str] = []
     if (sieve := work.sieve) is not None:
@@ -266,8 +276,6 @@ def _write_deletes(work: _Work, keys: Fragment, changes: Path, deletes: Path) ->
 
 
 def _arrow_type(schema: Schema, name: str) -> pa.DataType:
-    from millrace.lake.table import arrow_schema
-
     return arrow_schema(schema).field(name).type
 
 
