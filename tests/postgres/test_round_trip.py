@@ -6,6 +6,8 @@ saving, 06 encodings, 07 naughty texts, 08 user types, 09 generated columns and 
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -331,3 +333,25 @@ def test_case_10_hostile_names(ends: tuple[str, str]) -> None:
     execute(source, f"update {name} set {quoted(NAMES[0])} = null where {quoted('ke y')} = 3")
     assert copy(source, target, name, segment_rows=3).entry.counts.updated == 1
     assert text(source, name) == text(target, name)
+
+
+WATCHED = """
+import resource, sys
+from millrace.app import CopyOptions, copy_table
+copy_table(sys.argv[1], "big", sys.argv[2], "big", CopyOptions(), trusted_urls=True)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_case_11_values_of_100_mb_need_little_memory(db18: str, db15: str) -> None:
+    execute(
+        db18,
+        "create table big (id int primary key, b bytea)",
+        "alter table big alter b set storage external",
+        "insert into big select i, decode(repeat('00ff5c27', 25000000 + i), 'hex') from generate_series(1, 1) i",
+    )
+    child = subprocess.run([sys.executable, "-c", WATCHED, db18, db15], capture_output=True, text=True, check=True)
+    assert int(child.stdout) <= 100 + 3 * 100  # MB; promised are four times the widest row, seen are twice
+    query = b"select id, length(b), md5(b) from public.big order by 1"
+    assert fetch(db18, query) == fetch(db15, query)

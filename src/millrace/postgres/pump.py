@@ -2,7 +2,7 @@
 
 Both connections are driven through `psycopg.pq` without blocking: libpq's blocking calls hold the GIL while they wait,
 and the pumps of other threads would wait with them. Memory is one block, whatever the table's size (a single row
-larger than a block is held whole).
+larger than a block is held whole, twice: by libpq and here).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from millrace.errors import Interrupted, MillraceError, ProofFailed
 from millrace.postgres.session import Connection, translate
 
 BLOCK = 1 << 16  # bytes per put_copy_data: below it calls cost, above it only memory grows
+PIECE = 1 << 20  # a larger row is handed over in pieces: libpq copies what it is given
 WAKE_MS = 500  # a pump that waits looks this often whether it should stop
 CANCEL_SECONDS = 5.0
 LONGEST_VALUE = 100  # characters of a value that errors show
@@ -174,14 +175,17 @@ class _Pump:
                 break
             self._put(rows, size)
             rows, size = [], 0
+            del data  # a row of 100 MB is not held while the next one comes
         if rows:
             self._put(rows, size)
 
     def _put(self, rows: list[bytes | memoryview], size: int) -> None:
         self._check()
+        block = memoryview(rows[0] if len(rows) == 1 else b"".join(rows))
         try:
-            self.target.put_copy_data(b"".join(rows))
-            self._flush()
+            for start in range(0, len(block), PIECE):
+                self.target.put_copy_data(block[start : start + PIECE])
+                self._flush()
         except psycopg.Error as error:
             raise _TargetError(error) from error
         if self.progress is not None:
