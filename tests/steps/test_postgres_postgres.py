@@ -157,6 +157,12 @@ def test_types(urls: tuple[str, str]) -> None:
     assert clean(copy)
 
 
+def test_the_plan_says_how_the_bytes_travel(pair: Copy) -> None:
+    assert pair.fresh().publishes == "new table, renamed in place · binary"
+    execute(pair.urls[0], "alter table t add price money")
+    assert pair.fresh().publishes == "new table, renamed in place · text"
+
+
 def test_missing_type_is_named(pair: Copy) -> None:
     execute(pair.urls[0], "create table other (a int)", "alter table t add p other")
     with pytest.raises(ContractBroken, match=r"no type public\.other, which column p needs"):

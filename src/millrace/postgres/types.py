@@ -10,6 +10,7 @@ text, so that both ends hash the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from psycopg import sql
@@ -101,6 +102,11 @@ def binary_safe(column: PgColumn) -> bool:
     if column.base_namespace == "pg_catalog":
         return column.base_name in _BINARY
     return column.base_typtype == "e" or (column.base_typtype == "b" and column.base_name in _BINARY_EXTENSIONS)
+
+
+def wire(columns: Iterable[PgColumn]) -> str:
+    """Return how COPY carries a table: `binary`, or `text` where a column's binary form is not safe."""
+    return "binary" if all(binary_safe(column) for column in columns) else "text"
 
 
 def text_form(column: PgColumn, value: sql.Composable | None = None) -> sql.Composable:

@@ -39,6 +39,7 @@ from millrace.postgres.session import Connection, translated
 from millrace.postgres.source import Source, author_select
 from millrace.postgres.stage import PostgresStage
 from millrace.postgres.target import PostgresTarget
+from millrace.postgres.types import wire
 from millrace.steps.routes.postgres_look import Look, both_digests, look_at, whole_digest_there
 from millrace.steps.routes.postgres_scrub import rows_of, scrub
 from millrace.steps.routes.relay import Relay
@@ -84,7 +85,8 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget, *, now
         rows = look.base.relation.rows if look.base.relation is not None else None
 
         def answer(is_fresh: bool, reason: str, moves: int | None = rows, more: str = "") -> Freshness:
-            return Freshness(is_fresh, reason, moves, PUBLISHES[look.how], PROVES[look.how] + more)
+            publishes = f"{PUBLISHES[look.how]} · {wire(look.source.columns)}"
+            return Freshness(is_fresh, reason, moves, publishes, PROVES[look.how] + more)
 
         if look.relation is None:
             return answer(False, "never published" if look.entry is None else "the target table is missing")

@@ -24,7 +24,7 @@ from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_se
 from millrace.postgres.session import Connection
 from millrace.postgres.source import Source
 from millrace.postgres.stage import PostgresStage
-from millrace.postgres.types import binary_safe
+from millrace.postgres.types import wire
 
 FEW = 10_000  # rows
 LOOK_SECONDS = 0.1  # between looks for a free connection
@@ -66,7 +66,7 @@ class Relay:
             for column in self._columns
             if new and column.generated
         ]
-        self._binary = all(binary_safe(column) for column in self._columns)
+        self._binary = wire(self._columns) == "binary"
         self._stop = threading.Event()
         self._helped = threading.Event()
         self._lock = threading.Lock()
