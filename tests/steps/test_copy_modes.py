@@ -45,7 +45,11 @@ def test_truncate(pair: Copy) -> None:
     with psycopg.connect(target) as reading:
         assert reading.execute("select count(*) from names").fetchone() == (9,)
         found = copy.fresh()
-        assert (found.fresh, found.publishes, found.proves) == (False, "all rows deleted and loaded · binary", "transfer, table")
+        assert (found.fresh, found.publishes, found.proves) == (
+            False,
+            "all rows deleted and loaded · binary",
+            "transfer, table",
+        )
         assert copy.dry_run() == Counts(11, 0, 9)
         entry = copy.run()
         assert reading.execute("select count(*) from names").fetchone() == (11,)
@@ -114,7 +118,11 @@ def test_snapshot(pair: Copy) -> None:
         source, "update t set v = 'new' where id = 1", "delete from t where id = 2", "insert into t values (101, 'a')"
     )
     found = copy.fresh()
-    assert (found.fresh, found.publishes, found.proves) == (False, "new versions of changed rows · binary", "transfer, table")
+    assert (found.fresh, found.publishes, found.proves) == (
+        False,
+        "new versions of changed rows · binary",
+        "transfer, table",
+    )
     assert copy.dry_run() == Counts(1, 1, 1)
     entry = copy.run()
     assert entry is not None
