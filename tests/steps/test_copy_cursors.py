@@ -6,9 +6,10 @@ import psycopg
 import pytest
 from doors import Copy, execute, leftovers, rows, table
 
+from millrace.core.names import AssetId
 from millrace.core.position import Cursor
 from millrace.core.staged import Counts
-from millrace.errors import ContractBroken, KeyInvalid, UsageError
+from millrace.errors import ContractBroken, GuardRefused, KeyInvalid, MillraceError, ProofFailed, UsageError
 
 
 @pytest.fixture
@@ -204,3 +205,80 @@ def test_case_20_a_changed_column_is_named(pair: Copy) -> None:
     assert rows(source, "select id, v, extra from t order by 1") == rows(
         target, "select id, v, extra from t order by 1"
     )
+
+
+# rows that are marked as deleted
+
+
+def test_soft_delete(pair: Copy) -> None:
+    source, target = pair.urls
+    execute(source, "alter table t add actflag char(1)", "update t set actflag = 'D' where id = 1")
+    copy = pair.with_(soft_delete="actflag = 'D'")
+    assert counts(copy) == Counts(99)
+    assert copy.fresh().fresh
+    execute(
+        source,
+        "update t set actflag = 'D', changed = '2027-01-01' where id in (2, 3)",
+        "update t set actflag = 'U', changed = '2027-01-01' where id in (1, 4)",
+        "insert into t values (101, 'never seen', '2027-01-01', 'D')",
+    )
+    execute(target, "create function deny() returns trigger language plpgsql as 'begin return null; end'")
+    assert copy.dry_run() == Counts(1, 1, 2)
+    entry = copy.run()
+    assert entry is not None
+    assert (entry.counts, entry.level) == (Counts(1, 1, 2), "applied")
+    kept = "select id, v, actflag from t where actflag is distinct from 'D' order by 1"
+    assert rows(source, kept) == rows(target, "select id, v, actflag from t order by 1")
+    assert copy.fresh().fresh
+    full = copy.with_(mode="full")
+    assert full.dry_run() == Counts()
+    execute(source, "delete from t where id = 10", "update t set actflag = 'D', changed = '2027-01-01' where id = 11")
+    execute(target, "update t set v = 'by hand' where id = 12")
+    entry = copy.with_(verify_all=True).run()  # the scrub leaves the marked ones out too
+    assert entry is not None
+    assert (entry.counts, entry.level) == (Counts(0, 1, 2), "table")
+    execute(
+        source,
+        "insert into t values (10, 'again', '2027-01-01')",
+        "update t set actflag = 'U', changed = '2027-01-01' where id = 11",
+    )
+    assert counts(copy) == Counts(2)
+    execute(source, "update t set actflag = 'D', changed = '2027-01-02' where id > 30")
+    with pytest.raises(GuardRefused, match="would lose 70 of 98 rows"):
+        copy.run()
+    execute(target, "create trigger keep before delete on t for each row execute function deny()")
+    with pytest.raises(ProofFailed, match="70 rows were to be deleted"):
+        copy.with_(allow_deletes=True).run()
+    execute(target, "drop trigger keep on t")
+    assert counts(copy.with_(allow_deletes=True)) == Counts(0, 0, 70)
+    versions = Copy(*pair.urls, into="public.h", mode="snapshot", soft_delete="actflag = 'D'")
+    assert counts(versions) == Counts(28)
+    execute(source, "update t set actflag = 'D' where id = 1")
+    assert counts(versions) == Counts(0, 0, 1)
+    assert leftovers(target) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("pg_sleep(9) is null", "compares columns with literals"),
+        ("id in (select 1)", "compares columns with literals"),
+        ("t.id = 1", "a qualified name"),
+        ("v", "names the column v, which is text"),
+        ("actflg = 'D'", "actflg"),
+        ("true) or (true", "cannot be parsed"),
+        ("true; delete from t", "cannot be parsed"),
+    ],
+)
+def test_soft_delete_is_a_plain_comparison(pair: Copy, text: str, error: str) -> None:
+    with pytest.raises(MillraceError, match=error):
+        pair.with_(soft_delete=text).run()
+
+
+def test_soft_delete_by_a_column(pair: Copy) -> None:
+    execute(pair.urls[0], "alter table t add gone bool, add gone_at timestamptz")
+    execute(pair.urls[0], "update t set gone = id = 1, gone_at = case when id = 2 then now() end")
+    for column, left in (("gone", 1), ("gone_at", 2)):
+        copy = pair.with_(mode="full", soft_delete=column, asset=AssetId("public", column))
+        assert counts(copy) == Counts(99)
+        assert rows(pair.urls[1], f"select id from {column} where id = {left}") == []

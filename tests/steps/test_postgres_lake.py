@@ -18,7 +18,7 @@ from psycopg import sql
 from millrace.core.names import AssetId, TableRef
 from millrace.core.plan import Step
 from millrace.core.position import Cursor, Whole
-from millrace.core.staged import LedgerEntry, Staged
+from millrace.core.staged import Counts, LedgerEntry, Staged
 from millrace.errors import ContractBroken, GuardRefused, Interrupted, KeyInvalid, NotFound, ProofFailed, UsageError
 from millrace.lake.target import LakeTarget
 from millrace.postgres.heap import UNTOUCHED
@@ -579,6 +579,30 @@ def test_a_text_cursor_into_the_lake(bench15: Bench) -> None:
     bench15.run(**options, lookback="2d")
     bench15.assert_equal(("id", "changed"))
     assert bench15.fresh(**options, lookback="2d").fresh
+
+
+def test_soft_delete_into_the_lake(bench15: Bench) -> None:
+    bench15.events(200)
+    bench15.execute("alter table events add actflag char(2)")
+    options = {**INCREMENTAL, "soft_delete": "actflag = 'D'"}
+    names = ("id", "note", "amount", "user_id")
+    bench15.run(**options)
+    bench15.execute("update events set actflag = 'D', updated_at = '2027-01-01' where id in (5, 6)")
+    bench15.execute("update events set note = 'x', updated_at = '2027-01-01' where id = 7")
+    entry, _ = bench15.run(**options)
+    assert (entry.counts, entry.rows) == (Counts(0, 1, 2), 198)
+    assert bench15.lake_rows(names) == bench15.source_rows(names, "actflag is distinct from 'D'")
+    assert bench15.fresh(**options).fresh
+    bench15.execute("update events set actflag = null, updated_at = '2027-01-02' where id = 5")
+    bench15.execute("update events set actflag = 'D' where id = 8; delete from events where id = 9")
+    entry, ctx = bench15.run(**options, verify_all=True)  # the scrub leaves the marked ones out too
+    assert entry.counts == Counts(1, 0, 2)
+    assert bench15.lake_rows(names) == bench15.source_rows(names, "actflag is distinct from 'D'"), ctx.report.notes
+    entry, _ = bench15.run(**options, full_refresh=True)
+    assert entry.rows == 197
+    bench15.execute("update events set actflag = 'D', updated_at = '2027-01-03'")
+    with pytest.raises(GuardRefused, match="are marked as deleted"):
+        bench15.run(**options)
 
 
 def test_killed_while_merging_the_next_run_ends_right(bench15: Bench) -> None:

@@ -195,7 +195,7 @@ def outcome_of(result: RunResult, step: Step, since: float, *, show_progress: bo
 
 def _code(spec: CopySpec) -> str:
     """Return the fingerprint of what decides which rows are copied."""
-    more = () if spec.cursor_format is None else (spec.cursor_format,)
+    more = tuple(one for one in (spec.cursor_format, spec.soft_delete) if one is not None)
     return fingerprint(
         "copy", str(spec.table), repr((spec.mode, spec.key, spec.cursor, spec.where, spec.select, *more))
     )

@@ -58,6 +58,10 @@ def copy(
     lookback: Annotated[
         str | None, typer.Option(help="Read again so far before the position: 3d, 12h, or a number.")
     ] = None,
+    soft_delete: Annotated[
+        str | None,
+        typer.Option(help="Rows that are marked as deleted: a column, or a condition like \"actflag = 'D'\"."),
+    ] = None,
     where: Annotated[str | None, typer.Option(help="One SQL condition on the source's rows.")] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Take over a non-empty target that Millrace never wrote.")
@@ -108,6 +112,7 @@ def copy(
         cursor=cursor,
         cursor_format=cursor_format,
         lookback=_lookback(lookback),
+        soft_delete=soft_delete,
         where=where,
         replace=replace,
         allow_deletes=allow_deletes,

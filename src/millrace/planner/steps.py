@@ -155,7 +155,7 @@ class _Maker:
         return self._layers.index(model.asset.layer), model.asset.name
 
     def copy(self, copy: CopyTable) -> None:
-        spec, options = _copy_spec(copy), copy.options
+        spec = _copy_spec(copy)
         checks = self._checks_of(copy.asset)
         if copy.options.contract is not None and copy.target != "lake":
             what = "contracts of tables in a database are not built yet: a copy takes its columns as they are"
@@ -163,8 +163,7 @@ class _Maker:
         if checks and copy.target != "lake":
             raise self._unbuilt(copy, "checks", "checks of tables in a database are not built yet")
         shape = {name: spec[name] for name in ("source", "table", "mode", "key", "cursor", "where", "select")}
-        if options.cursor_format is not None:
-            shape["cursor_format"] = options.cursor_format
+        shape |= {name: spec[name] for name in ("cursor_format", "soft_delete") if name in spec}
         if "files" in spec:  # where files go afterwards changes no row
             shape["files"] = {name: value for name, value in spec["files"].items() if name != "archive"}
         said = self._said(copy, "contract")
@@ -441,7 +440,7 @@ def _copy_spec(copy: CopyTable) -> dict[str, Any]:
         spec["snapshot"] = copy.file
     spec |= {
         name: getattr(options, name)
-        for name in ("cursor_format", "lookback", "max_delete", "workers", "segment_rows")
+        for name in ("cursor_format", "lookback", "soft_delete", "max_delete", "workers", "segment_rows")
         if getattr(options, name) is not None
     }
     if options.verify is not None:

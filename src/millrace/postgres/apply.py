@@ -19,10 +19,12 @@ from millrace.core.segment import Segment
 from millrace.core.staged import Counts, LedgerEntry, Level, Staged
 from millrace.errors import ContractBroken, GuardRefused, ProofFailed
 from millrace.postgres.catalog import PgColumn, Relation, describe
+from millrace.postgres.deletes import marked
 from millrace.postgres.digest import digest_of, digest_query, shape
 from millrace.postgres.ledger import Ledger
 from millrace.postgres.parts import any_of
 from millrace.postgres.session import Connection
+from millrace.postgres.source import Source
 from millrace.postgres.stage import set_sequence, staged_relation
 
 ALL = sql.SQL("true")
@@ -277,10 +279,14 @@ def refuse_deletes(schema: str, name: str, deletes: int, total: int, limit: floa
 
 
 def merge(table: Table) -> Applied:
-    """Upsert the changes and prove the merged keys; with them what a scrub staged, and what it found to be gone."""
+    """Upsert the changes, delete what they mark as deleted, and prove the merged keys.
+
+    With them what a scrub staged, and what it found to be gone.
+    """
     scrubbed: Mapping[str, Any] = table.staged.detail.get("scrubbed", {})
     segments = [Segment.from_json(segment) for segment in scrubbed.get("segments", ())]
     deleted = _delete_lacking(table, any_of(segments, table.key)) if segments else 0
+    deleted += _marked(table)
     wanted = table.stage_digest()
     updated, inserted = table.upsert()
     counts = Counts(inserted, updated, deleted)
@@ -293,6 +299,26 @@ def merge(table: Table) -> Applied:
     found = table.digest(keys)
     table.prove(found, wanted, "the merged rows")
     return Applied(counts, "applied", found, -1)
+
+
+def _marked(table: Table) -> int:
+    """Delete the rows that the stage marks as deleted, there too; return how many."""
+    text = table.staged.detail.get("soft_delete")
+    if text is None:
+        return 0
+    rows = marked(Source(table.label, table.columns), text)
+    gone = sql.SQL("exists (select from (select * from {} where {}) s where {})").format(
+        table.stage, rows, table.same_key
+    )
+    target = sql.SQL("{} as t where {}").format(table.relation.identifier, gone)
+    deletes = table.number(sql.SQL("select pg_catalog.count(*) from {}").format(target))
+    if deletes:
+        guard_deletes(table, deletes)
+        deleted = table.run(sql.SQL("delete from {}").format(target))
+        if deleted != deletes:
+            raise _kept(table, deletes, deleted)
+    table.run(sql.SQL("delete from {} where {}").format(table.stage, rows))
+    return deletes
 
 
 def append(table: Table) -> Applied:

@@ -107,6 +107,7 @@ class TableOptions(FileOptions):
             must equal the rows read.
         cursor_format: how a cursor that is a text is written.
         lookback: how far before its position an incremental copy reads again: `3d`, or a number for a number.
+        soft_delete: a column or condition of the rows that the source marks as deleted: they leave the target.
         max_delete: share of the target's rows that one publish may delete.
         verify: how often an incremental table is compared with its source as a whole; 7 days by default.
         snapshot: `shared`: a run reads all tables of the file that say so from one snapshot of their database.
@@ -118,6 +119,7 @@ class TableOptions(FileOptions):
     cursor: Text | None = None
     cursor_format: Literal["yyyymmdd", "date", "datetime", "timestamp"] | None = None
     lookback: Lookback | None = None
+    soft_delete: Text | None = None
     where: Text | None = None
     select: Text | None = None
     count: Text | None = None

@@ -22,7 +22,18 @@ MOST_LINE = 1_000_000_000
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 OWN = ("_file", "_line", "_raw")
 TABLES_ONLY = (
-    *("key", "cursor", "cursor_format", "lookback", "where", "select", "count", "workers", "segment_rows"),
+    *(
+        "key",
+        "cursor",
+        "cursor_format",
+        "lookback",
+        "soft_delete",
+        "where",
+        "select",
+        "count",
+        "workers",
+        "segment_rows",
+    ),
     *("max_delete", "verify", "snapshot"),
 )
 _TYPES = ("text", "json")

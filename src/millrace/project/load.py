@@ -432,7 +432,10 @@ def _table(
         at = (*path, "mode") if (*path, "mode") in document.values else ("defaults", "mode")
         hint = "copy into a schema of a connection, or let dbt keep snapshots in the warehouse"
         raise document.problem(f"table {name}: mode snapshot into the lake is not built yet", at, hint=hint)
-    for word in ("where", "select", "count"):
+    if options.mode == "append" and options.soft_delete is not None:
+        at = (*path, "soft_delete") if (*path, "soft_delete") in document.values else ("defaults", "soft_delete")
+        raise document.problem(f"table {name} only appends, and soft_delete deletes", at, hint="mode: incremental")
+    for word in ("where", "select", "count", "soft_delete"):
         text = getattr(options, word)
         if text is not None:
             from millrace.project.sql import check_sql  # sqlglot costs a tenth of a second that few projects need

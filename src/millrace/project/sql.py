@@ -14,21 +14,22 @@ _WRITES = (exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.Drop, exp.Create, 
 
 
 def check_sql(word: str, text: str) -> None:
-    """Look at a `where` (a condition), `select` (columns or one SELECT) or `count` (one SELECT).
+    """Look at a `where` or `soft_delete` (a condition), `select` (columns or one SELECT) or `count` (one SELECT).
 
     Raises:
         PydanticCustomError: it does not parse, is several statements, or could write.
     """
     source = f"select {text}" if word == "select" and not _is_query(text) else text
-    if word == "where":
+    if word in ("where", "soft_delete"):
         source = f"select 1 where {text}"
     statement = _one(word, source)
     if any(statement.find(kind) for kind in _WRITES):
         raise wrong(f'"{word}" of {{}} must only read')
     if not isinstance(statement, exp.Query):
         raise wrong(f'"{word}" of {{}} must be one SELECT')
-    if word == "where" and any(statement.args.get(part) for part in ("group", "having", "order", "limit", "offset")):
-        raise wrong('"where" of {} must be one condition, without group by, order by or limit')
+    conditional = word in ("where", "soft_delete")
+    if conditional and any(statement.args.get(part) for part in ("group", "having", "order", "limit", "offset")):
+        raise wrong(f'"{word}" of {{}} must be one condition, without group by, order by or limit')
 
 
 def _is_query(text: str) -> bool:

@@ -22,6 +22,7 @@ class CopyOptions:
         cursor: cursor column of `incremental` and `append`.
         cursor_format: how a text cursor is written: `yyyymmdd`, `date`, `datetime` or `timestamp`.
         lookback: how far before its position a copy reads again: `3d`, `12h`, or a number for a number.
+        soft_delete: column or condition of the rows that the source marks as deleted: they leave the target.
         where, select, count: the project author's SQL: a condition, a column list or one SELECT, and a count query
             that must equal the rows read in the same snapshot.
         replace: allow the first contact with a non-empty target that has no ledger row.
@@ -39,6 +40,7 @@ class CopyOptions:
     cursor: str | None = None
     cursor_format: str | None = None
     lookback: str | None = None
+    soft_delete: str | None = None
     where: str | None = None
     select: str | None = None
     count: str | None = None

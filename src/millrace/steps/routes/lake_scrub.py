@@ -20,6 +20,7 @@ from millrace.core.scrub import Scrub
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import LedgerEntry
 from millrace.errors import GuardRefused
+from millrace.postgres.deletes import alive
 from millrace.postgres.parts import any_of
 from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_segments
 from millrace.postgres.source import Source
@@ -114,6 +115,7 @@ def scrub(
     folder: Folder,
     engine: duckdb.DuckDBPyConnection,
     ctx: Context,
+    dead: Sequence[Path] = (),
 ) -> Scrubbed:
     """Compare the parts that are due; read those that differ into the folder that holds the changes.
 
@@ -136,8 +138,8 @@ def scrub(
         return Scrubbed(after)
     segments = state.segments()
     wanted = [segments[number] for number in numbers]
-    rows = unchanged(reader, base, key, since, snap)
-    changes = [str(path) for path in folder.files]
+    rows = alive(unchanged(reader, base, key, since, snap), spec.soft_delete)
+    changes = [str(path) for path in (*folder.files, *dead)]  # and what they mark as deleted
     ours = dict(digest_segments(snap.connection, rows, wanted, key))
     theirs = side.digests(wanted, changes)
     different = [segment for segment in wanted if ours[segment.id] != theirs[segment.id]]

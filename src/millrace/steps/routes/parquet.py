@@ -58,7 +58,8 @@ class Sink(Protocol):
 class Folder:
     """A sink that is a plain folder, for rows that are still to be merged."""
 
-    def __init__(self, folder: Path, like: Sink) -> None:
+    def __init__(self, folder: Path, like: Sink, name: str = "changes") -> None:
+        self._name = name
         self.schema = like.schema
         self.conform = like.conform
         self.files: list[Path] = []
@@ -67,7 +68,7 @@ class Folder:
 
     def new_file(self, segment: Segment | None = None) -> Path:
         """Return a path for a new file."""
-        return self._folder / f"changes-{next(self._numbers)}.parquet"
+        return self._folder / f"{self._name}-{next(self._numbers)}.parquet"
 
     def add_file(self, path: Path, segment: Segment, expected: Digest | None = None, rows: int | None = None) -> int:
         """Keep a file."""

@@ -24,6 +24,7 @@ from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import LedgerEntry, Staged
 from millrace.errors import ExtraMissing, GuardRefused, ProofFailed, UsageError
 from millrace.postgres.cursors import Rule
+from millrace.postgres.deletes import alive, marked
 from millrace.postgres.heap import UNTOUCHED, heap_of, touched
 from millrace.postgres.keys import check_key, key_columns, proven
 from millrace.postgres.newest import left_out, misplaced, newest, told
@@ -108,7 +109,9 @@ def _look(
         raise UsageError(f"{spec.asset} is incremental but has no cursor", hint="name one: cursor: updated_at")
     elif spec.key:
         key_columns(source, key)
-    work = Work(source, source, source.schema(key), "replace", None, "the source changed", entry)
+    work = Work(
+        source, alive(source, spec.soft_delete), source.schema(key), "replace", None, "the source changed", entry
+    )
     if entry is None:
         return replace(work, how="create", reason="never published")
     old = target.schema(spec.asset)
@@ -308,8 +311,13 @@ def _merge(
     everything = work.since is None
     segments = _parts(spec, reader, source, snap) if everything else [Segment("changes", "changes")]
     ctx.report.total(sum(segment.rows for segment in segments) or None)
-    folder = Folder(ctx.scratch(), opened)
-    expected = Export(reader, source, snap, folder, ctx, spec.workers).run(segments)
+    folder, dead = Folder(ctx.scratch(), opened), Folder(ctx.scratch(), opened, "deleted")
+    expected = Export(reader, alive(source, spec.soft_delete), snap, folder, ctx, spec.workers).run(segments)
+    if spec.soft_delete is not None and not everything:
+        gone = source.narrowed(marked(source, spec.soft_delete))
+        _guard_marked(
+            spec, work.entry, sum(d.rows for d in Export(reader, gone, snap, dead, ctx, 1).run(segments).values())
+        )
     total = Digest.sum(expected.values(), work.schema.shape)
     if everything:
         _check_count(spec, total.rows, source, snap)
@@ -321,7 +329,9 @@ def _merge(
             reopened: list[str] = []
             found = Scrubbed(None)
             if work.since is not None and work.entry is not None:
-                found = scrub(spec, reader, target, work.base, work.since, work.entry, snap, folder, engine, ctx)
+                found = scrub(
+                    spec, reader, target, work.base, work.since, work.entry, snap, folder, engine, ctx, dead.files
+                )
             if sieve is not None:
                 again = bool(found.expected)
                 bad, reopened = sieve.changes(engine, folder.files, work.schema, opened.quarantined(), again=again)
@@ -336,13 +346,13 @@ def _merge(
                 engine,
                 position=_filled(position, total),
                 expected={**expected, **found.expected},
-                deletes=found.deletes,
+                deletes=[*found.deletes, *map(str, dead.files)],
                 detail=found.detail,
                 bad=bad,
                 reopened=reopened,
             )
     finally:
-        for path in folder.files:
+        for path in (*folder.files, *dead.files):
             path.unlink(missing_ok=True)
 
 
@@ -354,6 +364,16 @@ def _guard_deletes(spec: CopySpec, entry: LedgerEntry | None, rows: int) -> None
     if lost > spec.max_delete * entry.rows:
         raise GuardRefused(
             f"{spec.asset} would lose {lost:,} of its {entry.rows:,} rows, more than max_delete {spec.max_delete:.0%}",
+            hint="if that is meant, run again with --allow-deletes",
+        )
+
+
+def _guard_marked(spec: CopySpec, entry: LedgerEntry | None, rows: int) -> None:
+    """Refuse when more rows are marked as deleted than allowed, where it is known how many there are."""
+    if entry is not None and 0 < entry.rows * spec.max_delete < rows and not spec.allow_deletes:
+        raise GuardRefused(
+            f"{rows:,} changed rows of {spec.asset} are marked as deleted: of its {entry.rows:,} rows that would be "
+            f"more than max_delete {spec.max_delete:.0%}",
             hint="if that is meant, run again with --allow-deletes",
         )
 
@@ -398,4 +418,5 @@ def _keyed(spec: CopySpec, work: Work, snap: PostgresSnapshot, ctx: Context) -> 
     changes = None if work.since is None else work.source
     if number := left_out(snap.connection, work.base, key, changes):
         ctx.report.note(told(number, spec.cursor))
-    return newest(work.base, key, spec.cursor, changes)
+    found = newest(work.base, key, spec.cursor, changes)
+    return found if changes is not None else alive(found, spec.soft_delete)

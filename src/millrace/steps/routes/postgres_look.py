@@ -22,6 +22,7 @@ from millrace.postgres.apply import fits_of
 from millrace.postgres.catalog import Relation
 from millrace.postgres.cursors import Rule
 from millrace.postgres.ddl import check_fit
+from millrace.postgres.deletes import alive
 from millrace.postgres.digest import shape
 from millrace.postgres.heap import heap_of
 from millrace.postgres.history import CURRENT, plain, without
@@ -44,7 +45,7 @@ class Look:
 
     Attributes:
         base: all rows of the source.
-        source: one row for each key: the rows that the target is to hold.
+        source: one row for each key, without those marked as deleted: the rows that the target is to hold.
         since: the position from which changes are read; None: everything is.
     """
 
@@ -59,6 +60,8 @@ class Look:
     relation: Relation | None
     how: How
     since: Cursor | None
+    versions: bool
+    """Whether the source may keep several versions of a row, of which the newest by the cursor is taken."""
 
     @property
     def schema(self) -> Schema:
@@ -97,7 +100,7 @@ class Look:
             self.snap.server,
             self.snap.connection.info.dbname,
             "" if relation is None else str(relation.oid),
-            json.dumps([self.spec.where, self.spec.select, list(self.key), self.how]),
+            json.dumps([self.spec.where, self.spec.select, self.spec.soft_delete, list(self.key), self.how]),
             self.schema.fingerprint,
             "" if self.since is None else json.dumps(self.since.to_json()),
             "" if self.relation is None else fits_of(self.relation, self.source.names),
@@ -109,17 +112,12 @@ class Look:
         row = self.snap.connection.execute("select pg_catalog.now()::text").fetchone()
         return str(row[0]) if row else ""
 
-    @property
-    def versions(self) -> bool:
-        """Whether the source may keep several versions of a row, of which the newest by the cursor is taken."""
-        return self.source is not self.base
-
     def changes(self) -> Source:
         """Return the rows since the position, each version; without a position all rows."""
         return self.base if self.since is None else self.reader.changes(self.base, self.since, self.snap)
 
     def wanted(self) -> Source:
-        """Return the rows to bring: those since the position, one for each key."""
+        """Return the rows to bring: those since the position, one for each key, also those marked as deleted."""
         if self.since is None:
             return self.source
         changes = self.changes()
@@ -165,11 +163,12 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
         base = source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
         named = spec.key or source.key
         key = key_columns(source, named) if named or spec.mode != "truncate" else ()
+        versions = False
         if spec.tracked is not None:
             rule = Rule(spec.cursor_format, spec.lookback)
             rule.check(source[spec.tracked], source.label)  # NotFound with the nearest name
             base = source = replace(source, rule=rule)
-            if spec.mode == "incremental" and not proven(source, key):
+            if versions := spec.mode == "incremental" and not proven(source, key):
                 source = newest(base, key, spec.tracked)
         since = _since(spec, entry, source) if relation is not None and _filled(target, relation) else None
         how: How = "sync"
@@ -182,12 +181,13 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
             how = spec.mode
         elif since is not None or (spec.mode == "incremental" and spec.cursor is None):
             how = "merge"
+        source = alive(source, spec.soft_delete)
         if relation is not None:
             _refuse_same(base, snap.connection, relation, target)
             fitting = without(relation, target.database.label) if how == "snapshot" else relation
             check_fit(source.columns, fitting, label=target.database.label)
         names = tuple(column.name for column in key)
-        yield Look(spec, reader, target, snap, base, source, names, entry, relation, how, since)
+        yield Look(spec, reader, target, snap, base, source, names, entry, relation, how, since, versions)
 
 
 def _refuse_same(source: Source, here: Connection, relation: Relation, target: PostgresTarget) -> None:

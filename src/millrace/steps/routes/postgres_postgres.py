@@ -28,6 +28,7 @@ from millrace.core.staged import Counts, Staged
 from millrace.errors import Handling, Interrupted, MillraceError, ProofFailed
 from millrace.postgres.apply import fits_of, refuse_deletes, refuse_first_contact, refuse_referred
 from millrace.postgres.belongings import read_belongings
+from millrace.postgres.deletes import alive
 from millrace.postgres.digest import row_hash
 from millrace.postgres.heap import UNTOUCHED, touched
 from millrace.postgres.keys import check_key
@@ -241,7 +242,8 @@ def _since_position(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
     position = _position(look, None, ctx)
     if isinstance(position, Cursor):
         position = replace(position, scrub=found.state)
-    return opened.close(position, {**expected, **found.expected}, **found.detail, **_detail(look))
+    detail = {**found.detail, **_detail(look), "soft_delete": look.spec.soft_delete}
+    return opened.close(position, {**expected, **found.expected}, **detail)
 
 
 def _differing(look: Look, opened: PostgresStage, request: StageRequest, ctx: Context) -> Staged | None:
@@ -382,21 +384,23 @@ def _count(connection: Connection, source: Source) -> int:
 def _compare(look: Look, there: Connection, part: Part | None = None) -> Counts:
     """Compare row hashes by key hash, of one part or of the changes."""
     left, right = look.wanted(), look.target_source
+    marked = None if look.since is None or look.spec.soft_delete is None else look.spec.soft_delete
     where = None if part is None else part.predicate(look.source.pick(look.key))
     where_there = None if part is None else part.predicate(right.pick(look.key))
-    wanted = dict(_hashes(look.snap.connection, left, look.key, where, "ours"))
+    wanted = dict(_hashes(look.snap.connection, alive(left, marked), look.key, where, "ours"))
+    all_ours = wanted if marked is None else dict(_hashes(look.snap.connection, left, look.key, where, "marked"))
     inserted, updated, deleted = len(wanted), 0, 0
     with there.transaction():
         for key, row in _hashes(there, right, look.key, where_there, "theirs"):
             found = wanted.get(key)
             if found is None:
-                deleted += 1
+                deleted += look.how != "merge" or (marked is not None and key in all_ours)
             else:
                 inserted -= 1
                 updated += found != row
     if look.how == "append":
         updated = 0
-    return Counts(inserted, updated, deleted if look.how in ("sync", "snapshot") else 0)
+    return Counts(inserted, updated, deleted if look.how in ("sync", "snapshot", "merge") else 0)
 
 
 def _hashes(

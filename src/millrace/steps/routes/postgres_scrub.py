@@ -18,12 +18,13 @@ from millrace.core.ports import Context
 from millrace.core.scrub import Scrub
 from millrace.core.segment import Segment, SegmentId
 from millrace.postgres.apply import refuse_deletes
+from millrace.postgres.deletes import alive
 from millrace.postgres.newest import lacking
 from millrace.postgres.parts import any_of, gathered, joined
 from millrace.postgres.reader import digest_segments
 from millrace.postgres.session import Connection, translated
 from millrace.postgres.stage import PostgresStage
-from millrace.steps.routes.postgres_look import Look
+from millrace.steps.routes.postgres_look import Look, whole_digest
 from millrace.steps.routes.relay import Relay
 from millrace.steps.scrubbing import due, moment, split, state_of, unchanged
 
@@ -73,7 +74,7 @@ def scrub(look: Look, opened: PostgresStage, changes: Mapping[SegmentId, Digest]
         return Scrubbed(after)
     segments = state.segments()
     wanted = [segments[number] for number in numbers]
-    rows = unchanged(look.reader, look.base, look.key, look.since, look.snap)
+    rows = alive(unchanged(look.reader, look.base, look.key, look.since, look.snap), look.spec.soft_delete)
     ours = dict(digest_segments(look.snap.connection, rows, wanted, look.key))
     with look.target.connect("scrub") as there:
         theirs = _theirs(look, opened, there, wanted)
@@ -93,6 +94,8 @@ def scrub(look: Look, opened: PostgresStage, changes: Mapping[SegmentId, Digest]
             scrubbed["segments"] = [segment.to_json() for segment in joined(different)]
     if len(numbers) == len(segments):
         whole = Digest.sum([*ours.values(), *changes.values()], look.schema.shape)
+        if look.spec.soft_delete is not None:  # changes that are marked as deleted will not stand in the target
+            whole = whole_digest(look.snap.connection, look.source)
         scrubbed["whole"] = whole.to_json()
     told = parts.told(len(numbers), len(segments), missing=missing, changed=changed, deleted=deleted)
     return Scrubbed(after, expected, {"scrubbed": scrubbed, "scrub": told})
