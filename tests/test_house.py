@@ -179,7 +179,7 @@ def module_names() -> dict[str, Path]:
     return {
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
         for path in modules(PACKAGE)
-        if path.parent.name != "ecommerce" and path.name != "__main__.py"
+        if path.parent.name not in ("ecommerce", "securities") and path.name != "__main__.py"
     }
 
 

@@ -108,6 +108,10 @@ def test_places_that_come_later_fail_when_they_are_opened(write):
 def test_an_embedded_connection(write):
     project = load_project(write({"millrace.yaml": ('url: "${env:SHOP_DB_URL}"', "embedded: ./pg")}), environ={})
     assert project.connection("shop_db").embedded == "./pg"
+    with pytest.raises(ProjectError, match="connection shop_db of environment dev is not embedded: only a database"):
+        load_project(
+            write({"millrace.yaml": ('url: "${env:SHOP_DB_URL}"', 'url: "${env:X}", seed: a.sql')}), environ={}
+        )
     with pytest.raises(NotFound, match="connection shop_db is embedded: it has no URL"):
         project.connection_url("shop_db")
 

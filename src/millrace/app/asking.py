@@ -13,21 +13,22 @@ if TYPE_CHECKING:
 
     from millrace.project import Project
 
+NUMERIC_OIDS = frozenset({20, 21, 23, 26, 700, 701, 790, 1700})  # of PostgreSQL: integers, floats, money, numeric
 NUMERIC = ("INT", "DECIMAL", "DOUBLE", "FLOAT", "NUMERIC", "REAL")
 
 
-def tables_of(sql: str) -> tuple[str, list[AssetId]]:
+def tables_of(sql: str, dialect: str = "duckdb") -> tuple[str, list[AssetId]]:
     """Return the statement, and the assets that it reads.
 
     Raises:
-        UsageError: it is not one SELECT in DuckDB's SQL, or a table is not named layer.asset.
+        UsageError: it is not one SELECT in that SQL, or a table is not named layer.asset.
     """
     import sqlglot
     from sqlglot import exp
     from sqlglot.optimizer.scope import traverse_scope
 
     try:
-        statements = [statement for statement in sqlglot.parse(sql, dialect="duckdb") if statement is not None]
+        statements = [statement for statement in sqlglot.parse(sql, dialect=dialect) if statement is not None]
     except sqlglot.ParseError as error:
         problem = error.errors[0] if error.errors else {}
         line, column = problem.get("line", 1), problem.get("col", 0)
@@ -43,15 +44,17 @@ def tables_of(sql: str) -> tuple[str, list[AssetId]]:
             if not isinstance(source, exp.Table) or not source.name:
                 continue
             if not source.db or source.catalog:
-                raise UsageError(f"not an asset: {source.sql(dialect='duckdb')}", hint="tables are named layer.asset")
+                raise UsageError(f"not an asset: {source.sql(dialect=dialect)}", hint="tables are named layer.asset")
             tables[AssetId(source.db, source.name)] = None
-    return statements[0].sql(dialect="duckdb"), list(tables)
+    return statements[0].sql(dialect=dialect), list(tables)
 
 
 def ask(
     runtime: Runtime, project: Project, sql: str, limit: int
 ) -> tuple[tuple[str, ...], tuple[bool, ...], list[tuple[Any, ...]]]:
     """Return columns, which of them are figures, and up to `limit` rows."""
+    if project.warehouse_in_postgres and project.settings.lake is None:
+        return _ask_postgres(runtime, sql, limit)
     from millrace.duck.engine import connect, translated
 
     statement, assets = tables_of(sql)
@@ -66,6 +69,30 @@ def ask(
     finally:
         connection.close()
     return columns, tuple(any(word in kind for word in NUMERIC) for kind in types), rows
+
+
+def _ask_postgres(
+    runtime: Runtime, sql: str, limit: int
+) -> tuple[tuple[str, ...], tuple[bool, ...], list[tuple[Any, ...]]]:
+    """Ask a PostgreSQL warehouse in its own SQL, in a transaction that may only read."""
+    from millrace.postgres.session import translated
+    from millrace.postgres.warehouse import PostgresWarehouse
+
+    tables_of(sql, "postgres")
+    warehouse = runtime.target("warehouse")
+    assert isinstance(warehouse, PostgresWarehouse)  # noqa: S101 - wired here
+    with (
+        warehouse.connect("query") as connection,
+        translated(warehouse.database.label, "run the query", connection=connection),
+        connection.transaction(),
+    ):
+        connection.execute("set transaction read only")
+        with connection.cursor("query") as cursor:  # the server keeps what is not shown
+            cursor.execute(sql.strip().rstrip(";").encode())
+            rows = cursor.fetchmany(limit)
+            described = cursor.description or ()
+            columns = tuple(column.name for column in described)
+            return columns, tuple(column.type_code in NUMERIC_OIDS for column in described), rows
 
 
 def _show(connection: duckdb.DuckDBPyConnection, runtime: Runtime, project: Project, assets: list[AssetId]) -> None:
@@ -112,7 +139,7 @@ def _attach(connection: duckdb.DuckDBPyConnection, runtime: Runtime, asset: Asse
     warehouse = runtime.target("warehouse")
     if not isinstance(warehouse, WarehouseTarget):
         raise UsageError(
-            f"{asset} lies in a PostgreSQL warehouse, which `query` does not read yet",
+            f"{asset} lies in a PostgreSQL warehouse: in a project with a lake, `query` reads only the lake",
             hint="ask the database itself: psql",
         )
     file = warehouse.current()

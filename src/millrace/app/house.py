@@ -120,9 +120,11 @@ class House:
 
                 embedded = self.project.connection(name).embedded
                 if embedded is not None:
-                    from millrace.testing.servers import shared_postgres
+                    from millrace.app.embedded import embedded_url
 
-                    url = closing.enter_context(shared_postgres(self.project.root / embedded))
+                    seed = self.project.connection(name).seed
+                    given = None if seed is None else self.project.root / seed
+                    url = closing.enter_context(embedded_url(self.project.root / embedded, name, given))
                     return database_from_url(url, name)
                 return database_from_url(self.project.connection_url(name), name)
 
@@ -143,13 +145,15 @@ class House:
 
         def postgres_warehouse() -> Target:
             from millrace.postgres.session import database_from_url
+            from millrace.postgres.target import PostgresTarget
             from millrace.postgres.warehouse import PostgresWarehouse
 
             name = self.project.warehouse_connection()
             if name is None:
                 return PostgresWarehouse(database_from_url(self.project.warehouse_url(), "warehouse"))
-            schema = self.project.connection(name).ledger_schema
-            return PostgresWarehouse(self.runtime.database(name), ledger_schema=schema)
+            shared = self.runtime.target(f"connection:{name}")
+            assert isinstance(shared, PostgresTarget)  # noqa: S101 - wired here
+            return PostgresWarehouse(shared.database, ledger_schema=shared.book.schema, sessions=shared.sessions)
 
         def pages() -> Target:
             from millrace.dashboards.target import PageTarget

@@ -22,7 +22,7 @@ from millrace.errors import MillraceError, UsageError, did_you_mean
 if TYPE_CHECKING:
     from millrace.app.from_database import Proposed
 
-TEMPLATES = ("ecommerce", "blank")
+TEMPLATES = ("ecommerce", "securities", "blank")
 _VARIABLE = re.compile(r"(?m)^[^#\n]*\$\{env:(\w+)\}")
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 

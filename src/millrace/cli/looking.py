@@ -25,7 +25,7 @@ def query(
     env: Env = None,
     json: Json = False,
 ) -> None:
-    """Ask the lake and the warehouse, read-only, in DuckDB's SQL."""
+    """Ask the lake and the warehouse, read-only, in DuckDB's SQL; a PostgreSQL warehouse in its own."""
     from millrace.app import open_house
 
     with open_house(folder, env) as house:

@@ -31,7 +31,8 @@ INIT_EXAMPLES = """
 def init(
     name: Annotated[Path, typer.Argument(help="Folder of the new project; its last part is the project's name.")],
     template: Annotated[
-        str | None, typer.Option(metavar="NAME", help="ecommerce (the default) or blank.", show_default=False)
+        str | None,
+        typer.Option(metavar="NAME", help="ecommerce (the default), securities or blank.", show_default=False),
     ] = None,
     source: Annotated[
         str | None,
@@ -57,7 +58,8 @@ def init(
             raise UsageError("--schema says what to read, and there is no --from", hint="add --from env:NAME")
         written = init_project(name, template or "ecommerce")
         show.out(f" {show.count(len(written), 'file')} in {name}")
-        show.out(f" {_next(name, variables_of(name))}")
+        if variables_of(name) or template == "blank":
+            show.out(f" {_next(name, variables_of(name))}")
         show.out(f" then: {_inside(name)}millrace validate && millrace run")
         return
     if template is not None:

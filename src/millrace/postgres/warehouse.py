@@ -32,6 +32,7 @@ from millrace.postgres.ledger import moved
 from millrace.postgres.names import sql_name
 from millrace.postgres.ownership import ttl
 from millrace.postgres.session import Connection, Database, translate, translated
+from millrace.postgres.sessions import Sessions
 from millrace.postgres.target import AGAIN, PostgresTarget
 
 LOCK_MS = 75  # well under deadlock_timeout: readers and the publish would deadlock over several views otherwise
@@ -57,10 +58,17 @@ class PostgresWarehouse(PostgresTarget):
         database: where it is.
         name: the target's name in the runtime.
         ledger_schema: schema of the ledger; of a database that copies go to, it must be theirs.
+        sessions: where its sessions come from; by default each is opened for its block.
     """
 
-    def __init__(self, database: Database, name: str = "warehouse", ledger_schema: str = "_millrace") -> None:
-        super().__init__(database, name, ledger_schema)
+    def __init__(
+        self,
+        database: Database,
+        name: str = "warehouse",
+        ledger_schema: str = "_millrace",
+        sessions: Sessions | None = None,
+    ) -> None:
+        super().__init__(database, name, ledger_schema, sessions)
         self._generations = Generations(self.book)
         self.patience = PATIENCE
 

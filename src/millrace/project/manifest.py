@@ -85,12 +85,14 @@ class Connection(Part):
     Attributes:
         path: the folder of a connection of type files, relative to the project.
         embedded: the embedded server's data folder, relative to the project.
+        seed: an SQL file that the embedded connection's database is made from, once.
         max_connections: how many connections a run has open at once to read from the database, and to write to it.
     """
 
     type: Literal["postgres", "files"]
     url: Annotated[Text, AfterValidator(_url)] | None = Field(default=None, repr=False)
     embedded: Text | None = None
+    seed: Text | None = None
     path: Annotated[Text, AfterValidator(_referring)] | None = None
     ledger_schema: Text = "_millrace"
     max_connections: Annotated[int, Field(strict=True, ge=3)] = 4
@@ -98,7 +100,7 @@ class Connection(Part):
     @model_validator(mode="after")
     def _one_of_both(self) -> Connection:
         if self.type == "files":
-            for other in ("url", "embedded", "ledger_schema", "max_connections"):
+            for other in ("url", "embedded", "seed", "ledger_schema", "max_connections"):
                 if other in self.model_fields_set:
                     raise wrong(f'{{}} is a folder of files: it has no "{other}"', at=other, key=True)
             if self.path is None:
@@ -110,6 +112,8 @@ class Connection(Part):
             raise wrong('{} needs a "url"', hint='url: "${env:NAME}"')
         if self.url is not None and self.embedded is not None:
             raise wrong('{} has a "url" and is embedded', at="embedded", key=True)
+        if self.seed is not None and self.embedded is None:
+            raise wrong('{} is not embedded: only a database that Millrace makes has a "seed"', at="seed", key=True)
         return self
 
 
