@@ -63,6 +63,10 @@ class Sales:
             result = house.run(house.plan(()), show_as="silent", logical_time="2024-02-01T00:00:00+00:00")
         return result.steps[-1]
 
+    def plan(self) -> str:
+        with open_house(self.folder) as house:
+            return house.explain(house.plan())[-1][1].publishes
+
     def query(self, sql: str) -> list[Any]:
         with open_house(self.folder) as house:
             return [tuple(row) for row in house.query(sql, 1000).rows]
@@ -100,12 +104,16 @@ def test_a_model_is_split_and_split_anew(sales, kind):
     assert set(sales.places().values()) == {"."}
 
     sales.options(f"kind: {kind}\nkey: id\npartitions: [day, region]\n")
+    assert sales.plan() == "replaced in one commit, split by day, region"
     outcome = sales.run()
     assert (outcome.status, outcome.entries[0].rows) == ("published", 3)
     before = {1: "day=2024-01-01/region=EU", 2: f"day=2024-01-01/{NONE}", 3: "day=2024-01-02/region=EU"}
     assert sales.places() == before, "in one commit, though only the layout changed"
     assert sales.run().status == "fresh"
 
+    sales.options(f"kind: {kind}\nkey: id\n")
+    assert sales.plan() == "replaced in one commit, not split any more"
+    sales.options(f"kind: {kind}\nkey: id\npartitions: [day, region]\n")
     sales.land("2", (2, "US", 6, "2024-01-01T11:00:00Z"), (4, "EU", 1, "2024-01-02T00:00:00Z"))
     counts = sales.run().entries[0].counts.to_json()
     assert (
@@ -151,9 +159,20 @@ def test_bad_rows_are_set_aside_and_dropped(sales):
 )
 def test_what_a_model_cannot_be_split_by_is_told_with_its_line(sales, partitions, says):
     sales.options(f"description: sales\npartitions: {partitions}\n")
+    (sales.folder / "models/silver/sales.sql").write_text(f"select * from ({SQL})")
     outcome = sales.run()
     assert outcome.status == "failed"
     assert str(outcome.error) == says.format(at="\n  models/silver/sales.yaml:2\n  ")
+
+
+@pytest.mark.parametrize(("partitions", "column"), [("[day, regoin]", 19), ("regoin", 13)])
+def test_a_column_that_is_seen_to_be_missing_is_told_before_anything_runs(sales, partitions, column):
+    sales.options(f"description: sales\npartitions: {partitions}\n")
+    with pytest.raises(
+        ProjectError, match=r'has no column regoin to be split by(.|\n)*did you mean "region"'
+    ) as caught:
+        sales.run()
+    assert f"models/silver/sales.yaml:2:{column}" in str(caught.value)
 
 
 def test_partitions_of_a_copy_are_refused(sales):

@@ -117,3 +117,25 @@ def test_a_restricted_model_reads_only_the_changed_keys() -> None:
         ' on changed."id" is not distinct from keys."id" and changed."o""k" is not distinct from keys."o""k")'
         " o group by id"
     )
+
+
+@pytest.mark.parametrize(
+    ("sql", "columns"),
+    [
+        (
+            'select id, o.total, "a b", count(*) as n, cast(x as date) as "Day" from bronze.orders o',
+            ["id", "total", "a b", "n", "Day"],
+        ),
+        ("with x as (select * from bronze.orders) select id from x", ["id"]),
+        ("select *, id from bronze.orders", None),
+        ("select o.* from bronze.orders o", None),
+        ("select id, count(*) from bronze.orders", None),
+        ("select columns('a.*') as x from bronze.orders", None),
+        ("select unnest(items) as x from bronze.orders", None),
+        ("select id from bronze.orders union all select id from bronze.old", None),
+        ("from bronze.orders", None),
+    ],
+)
+def test_columns_are_said_where_the_text_says_them_all(sql, columns):
+    found = parse_model("m.sql", sql).columns
+    assert found == (None if columns is None else tuple(columns))

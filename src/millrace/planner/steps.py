@@ -53,6 +53,10 @@ class ModelInputs(Protocol):
     def dated(self) -> bool:
         """Whether it uses the logical date."""
 
+    @property
+    def columns(self) -> Sequence[str] | None:
+        """Names of its columns; None where only the engine can say them."""
+
 
 InputsOf = Callable[[ModelFile], ModelInputs]
 """Parses a model; raises ProjectError when it does not parse."""
@@ -203,8 +207,7 @@ class _Maker:
         file = model.options_file or f"{model.file.removesuffix('.sql')}.yaml"  # where it would stand
         found = self.project.documents[file].values.get(("contract",)) if options.contract else None
         contract = _contract(options.contract, f"{file}:{found.line}" if found else file)
-        split = self.project.documents[file].values.get(("partitions",)) if options.partitions else None
-        told = {"partitions_at": f"{file}:{split.line}"} if split else {}
+        told = self._split(model, file, parsed.columns) if options.partitions else {}
         step = Step(
             key=f"model:{model.asset}",
             kind="model",
@@ -217,6 +220,17 @@ class _Maker:
             spec={**spec, **told, "contract": contract},
         )
         self.add(step, model.place)
+
+    def _split(self, model: ModelFile, file: str, columns: Sequence[str] | None) -> dict[str, str]:
+        """Return where the partitions stand. Raises ProjectError for a column that the model is seen not to have."""
+        places = self.project.documents[file].values
+        whole = places["partitions",]
+        for index, name in enumerate(model.options.partitions or ()):
+            if columns is not None and name.lower() not in map(str.lower, columns):
+                what = f"{model.asset} has no column {name} to be split by"
+                note = did_you_mean(name, columns)
+                raise self.project.problem(what, places.get(("partitions", index), whole), note=note)
+        return {"partitions_at": f"{file}:{whole.line}"}
 
     def dbt(self, graph: DbtGraph) -> None:
         folder = self.project.dbt or ""

@@ -108,7 +108,13 @@ class ModelStep:
     def fresh(self, step: Step, ctx: Context) -> Freshness:
         """Fresh while code, input versions and, where it is used, the logical date are those of the ledger."""
         publishes = "changed keys" if step.spec["kind"] == "upsert" else "replaced in one commit"
-        return judge(step, ctx, publishes=publishes, proves="transfer, checks" if step.spec["checks"] else "transfer")
+        proves = "transfer, checks" if step.spec["checks"] else "transfer"
+        found, lake = judge(step, ctx, publishes=publishes, proves=proves), _lake(step, ctx)
+        wanted, asset = tuple(step.spec.get("partitions", ())), step.assets[0]
+        if found.fresh or lake.ledger(asset) is None or lake.partitions(asset) == wanted:
+            return found
+        layout = f"split by {', '.join(wanted)}" if wanted else "not split any more"
+        return replace(found, publishes=f"replaced in one commit, {layout}")
 
     def stage(self, step: Step, ctx: Context) -> tuple[Staged, ...]:
         """Run the SELECT over the pinned versions and write Parquet files that no log names yet."""

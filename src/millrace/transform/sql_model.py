@@ -72,6 +72,7 @@ class SqlModel:
         inputs: the assets it reads, each once, in the order of the text.
         parameters: names of the parameters it uses, without `$`.
         references: where the inputs are named.
+        columns: names of the result's columns; None where the text alone does not say them.
     """
 
     path: str
@@ -79,6 +80,7 @@ class SqlModel:
     inputs: tuple[AssetId, ...]
     parameters: tuple[str, ...]
     references: tuple[Reference, ...]
+    columns: tuple[str, ...] | None = None
 
     @property
     def dated(self) -> bool:
@@ -125,7 +127,17 @@ def parse_model(path: str, text: str) -> SqlModel:
     inputs = tuple(dict.fromkeys(found.asset for found in references if not found.column))
     parameters = _parameters(path, text, tree)
     end = _end(text)
-    return SqlModel(path, text[:end], inputs, parameters, tuple(references))
+    return SqlModel(path, text[:end], inputs, parameters, tuple(references), _columns(tree))
+
+
+def _columns(tree: exp.Expr) -> tuple[str, ...] | None:
+    """Return the names of a SELECT's columns where its text says them all: no star, nothing without a name."""
+    if not isinstance(tree, exp.Select):
+        return None
+    if any(term.is_star or term.find(exp.Columns, exp.Explode) for term in tree.selects):
+        return None
+    names = tuple(term.output_name for term in tree.selects)
+    return names if all(names) else None
 
 
 def _place(path: str, text: str, start: int, length: int = 1) -> Place:
