@@ -307,7 +307,7 @@ tables:
             "copies/edi.yaml",
             "where: is_active}",
             "where: is_active, contract: {bad_rows: quarantine}}",
-            "contracts of tables in a database are not built",
+            "rows of tables in a database cannot be set aside yet",
         ),
         (
             "copies/edi.yaml",

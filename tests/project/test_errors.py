@@ -321,12 +321,9 @@ kind upsert needs a key
     ),
     "what a contract cannot do yet": (
         COPIES,
-        ("new_columns: evolve", "new_columns: discard"),
+        ("type_changes: freeze", "type_changes: discard"),
         """\
-a contract's discard of columns is not built yet: use evolve or freeze
-  copies/shop_db.yaml:5:54
-  5 | …rs:    {key: order_id, contract: {new_columns: discard, type_changes: freeze, bad_rows: quaran…
-    |                                                 ^^^^^^^""",
+a contract's discard of types is not built yet: use evolve or freeze""",
     ),
     "a kind that comes later": (
         "models/silver/orders.yaml",

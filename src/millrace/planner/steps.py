@@ -161,9 +161,16 @@ class _Maker:
     def copy(self, copy: CopyTable) -> None:
         spec = _copy_spec(copy)
         checks = self._checks_of(copy.asset)
-        if copy.options.contract is not None and copy.target != "lake":
-            what = "contracts of tables in a database are not built yet: a copy takes its columns as they are"
-            raise self._unbuilt(copy, "contract", what)
+        wanted = copy.options.contract
+        if wanted is not None and copy.target != "lake":
+            if wanted.bad_rows is not None or wanted.max_bad is not None:
+                what = "rows of tables in a database cannot be set aside yet"
+                raise self._unbuilt(copy, "contract", what, "leave bad_rows and max_bad out")
+            for name in ("new_columns", "type_changes"):
+                spec[name] = getattr(wanted, name) or "evolve"
+        elif wanted is not None and wanted.new_columns == "discard" and copy.options.files is not None:
+            what = "discard is not built for files: their columns are those that columns: names"
+            raise self._unbuilt(copy, "contract", what, "leave new_columns out")
         if checks and copy.target != "lake":
             raise self._unbuilt(copy, "checks", "checks of tables in a database are not built yet")
         shape = {name: spec[name] for name in ("source", "table", "mode", "key", "cursor", "where", "select")}
@@ -183,9 +190,9 @@ class _Maker:
         )
         self.add(step, copy.place)
 
-    def _unbuilt(self, copy: CopyTable, key: str, what: str) -> ProjectError:
+    def _unbuilt(self, copy: CopyTable, key: str, what: str, hint: str | None = None) -> ProjectError:
         """Return the error about a key that is understood and does nothing yet: it must not seem to hold."""
-        return self.project.problem(f"{copy.asset}: {what}", self._said(copy, key), hint=f"leave {key} out")
+        return self.project.problem(f"{copy.asset}: {what}", self._said(copy, key), hint=hint or f"leave {key} out")
 
     def _said(self, copy: CopyTable, key: str) -> Place:
         """Return where a table of a copies file, or its defaults, say something; the table where nothing does."""

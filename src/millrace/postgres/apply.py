@@ -19,6 +19,7 @@ from millrace.core.segment import Segment
 from millrace.core.staged import Counts, LedgerEntry, Level, Staged
 from millrace.errors import ContractBroken, GuardRefused, ProofFailed
 from millrace.postgres.catalog import PgColumn, Relation, describe
+from millrace.postgres.ddl import alter_columns
 from millrace.postgres.deletes import marked
 from millrace.postgres.digest import digest_of, digest_query, shape
 from millrace.postgres.ledger import Ledger
@@ -172,7 +173,9 @@ def open_table(connection: Connection, ledger: Ledger, staged: Staged, found: Le
     """
     ref = TableRef(staged.asset.layer, staged.asset.name)
     name = sql.Identifier(staged.asset.layer, staged.asset.name)
-    connection.execute(sql.SQL("lock table {} in share row exclusive mode").format(name))
+    alter = staged.detail.get("alter", ())
+    mode = sql.SQL("access exclusive" if alter else "share row exclusive")
+    connection.execute(sql.SQL("lock table {} in {} mode").format(name, mode))
     relation = describe(connection, ref, label=ledger.label)
     stage = staged_relation(connection, ledger, staged)
     if staged.detail["fits"] not in (None, fits_of(relation, staged.schema.names)):
@@ -183,6 +186,9 @@ def open_table(connection: Connection, ledger: Ledger, staged: Staged, found: Le
         )
     if found is None and not staged.detail.get("replace"):
         refuse_first_contact(connection, relation, ledger.label)
+    if alter:
+        alter_columns(connection, relation, stage, alter)
+        relation = describe(connection, ref, label=ledger.label)
     columns = relation.pick(staged.schema.names)
     key = relation.pick(staged.schema.key)
     return Table(connection, staged, relation, stage.identifier, columns, key, f"{ref} in {ledger.label}")

@@ -142,12 +142,26 @@ def same_type(left: PgColumn, right: PgColumn) -> bool:
     return left.typnamespace == right.typnamespace or not built_in
 
 
-def check_fit(columns: Sequence[PgColumn], target: Relation, *, label: str) -> None:
+def check_fit(
+    columns: Sequence[PgColumn],
+    target: Relation,
+    *,
+    label: str,
+    new_columns: str = "freeze",
+    type_changes: str = "freeze",
+) -> tuple[str, ...]:
     """Refuse an existing target that cannot take the source's columns.
+
+    Args:
+        new_columns, type_changes: `evolve`: the target may be altered.
+
+    Returns:
+        The columns to add, and those whose type is to be altered.
 
     Raises:
         ContractBroken: naming the column and both types.
     """
+    alter: list[str] = []
     where = f"{target.ref} in {label}"
     if target.kind not in ("r", "p"):
         raise ContractBroken(f"{where} is not a table", where=label, hint="name a table, or another name for a new one")
@@ -155,6 +169,9 @@ def check_fit(columns: Sequence[PgColumn], target: Relation, *, label: str) -> N
     for column in columns:
         other = have.get(column.name)
         if other is None:
+            if new_columns == "evolve":
+                alter.append(column.name)
+                continue
             raise ContractBroken(
                 f"{where} has no column {sql_name(column.name)}, which the source has with type {column.type}",
                 where=label,
@@ -162,6 +179,9 @@ def check_fit(columns: Sequence[PgColumn], target: Relation, *, label: str) -> N
                 "or leave it out by naming the columns to copy",
             )
         if not same_type(column, other):
+            if type_changes == "evolve":
+                alter.append(column.name)
+                continue
             raise ContractBroken(
                 f"column {sql_name(column.name)} is {column.type} in the source and {other.type} in {where}",
                 where=label,
@@ -176,6 +196,24 @@ def check_fit(columns: Sequence[PgColumn], target: Relation, *, label: str) -> N
                 where=label,
                 hint="give it a default, or allow nulls",
             )
+    return tuple(alter)
+
+
+def alter_columns(target: Connection, relation: Relation, stage: Relation, names: Sequence[str]) -> None:
+    """Add columns to a table, nullable, or alter their types, to those of its stage.
+
+    Raises:
+        psycopg.Error: a view needs the old type, or an old value does not fit the new one.
+    """
+    actions = []
+    for column in stage.pick(names):
+        kind = type_of(column, named(column)[0])
+        if column.name in relation.names:
+            action = sql.SQL("alter column {0} type {1} using {0}::{1}").format(column.identifier, kind)
+        else:
+            action = sql.SQL("add column {} {}").format(column.identifier, kind)
+        actions.append(action)
+    target.execute(sql.SQL("alter table {} {}").format(relation.identifier, sql.SQL(", ").join(actions)))
 
 
 def written(columns: Sequence[PgColumn]) -> tuple[PgColumn, ...]:

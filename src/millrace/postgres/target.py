@@ -93,6 +93,7 @@ class PostgresTarget:
         source: Connection | None,
         *,
         origin: str,
+        altered: bool = False,
     ) -> PostgresStage:
         """Make the asset's stage, or go on from what a dead attempt left.
 
@@ -102,6 +103,7 @@ class PostgresTarget:
             source: a connection to the source, to look up its types; None: it is out of reach.
             origin: fingerprint of what is staged (source, condition, columns, position); a stage of another origin is
                 dropped.
+            altered: the publish alters the target's columns to those of the stage.
 
         Raises:
             TargetBusy: a live run is at it.
@@ -116,7 +118,7 @@ class PostgresTarget:
             self.book.ensure(connection)
 
             def make(inside: Connection, place: sql.Identifier) -> None:
-                if new:
+                if new or altered:
                     types = (
                         types_there(inside, columns, label=label)
                         if source is None

@@ -39,8 +39,18 @@ CopyMode = Annotated[
 ]
 
 
+_NewColumns = Literal["evolve", "freeze", "discard"]
+NewColumns = Annotated[
+    _NewColumns,
+    BeforeValidator(
+        unbuilt(
+            {"quarantine": "a contract's quarantine of new columns is not built yet: use evolve, freeze or discard"}
+        ),
+        json_schema_input_type=_NewColumns,
+    ),
+]
 _LATER = ("discard", "quarantine")
-_change = unbuilt({word: f"a contract's {word} of columns is not built yet: use evolve or freeze" for word in _LATER})
+_change = unbuilt({word: f"a contract's {word} of types is not built yet: use evolve or freeze" for word in _LATER})
 Change = Annotated[
     Literal["evolve", "freeze"], BeforeValidator(_change, json_schema_input_type=Literal["evolve", "freeze"])
 ]
@@ -55,11 +65,12 @@ class Contract(RowContract):
     """What may change in a source, and what becomes of rows that do not fit.
 
     Attributes:
-        new_columns: columns that come, go or are renamed: `evolve` takes them as they are, `freeze` stops the copy.
-        type_changes: the same for types.
+        new_columns: columns that come, go or are renamed: `evolve` takes them as they are, `freeze` stops the copy,
+            `discard` leaves new ones out.
+        type_changes: `evolve` or `freeze`, the same for types.
     """
 
-    new_columns: Change | None = None
+    new_columns: NewColumns | None = None
     type_changes: Change | None = None
 
 

@@ -31,6 +31,8 @@ class CopyOptions:
         full_refresh: forget the position and read everything.
         workers: connections that read at once.
         segment_rows: aimed rows of a segment.
+        new_columns, type_changes: what becomes of an existing PostgreSQL table that the source's columns do not fit:
+            `freeze`: an error; `evolve`: columns are added, types altered; `discard`: new columns are left out.
         verify: seconds within which every part of an incremental table is compared with its source; None: never.
         verify_all: compare all parts in this run.
     """
@@ -50,6 +52,8 @@ class CopyOptions:
     full_refresh: bool = False
     workers: int = 2
     segment_rows: int = 250_000
+    new_columns: str = "freeze"
+    type_changes: str = "freeze"
     verify: float | None = EVERY
     verify_all: bool = False
 

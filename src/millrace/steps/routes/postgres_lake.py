@@ -74,6 +74,7 @@ class Work:
         since: the position that the rows are read from, or None for everything.
         reason: why, in a few words.
         entry: the ledger's entry.
+        discarded: columns of the source that the contract leaves out.
     """
 
     base: Source
@@ -83,6 +84,7 @@ class Work:
     since: Cursor | None
     reason: str
     entry: LedgerEntry | None
+    discarded: tuple[str, ...] = ()
 
 
 def _look(
@@ -115,6 +117,10 @@ def _look(
     if entry is None:
         return replace(work, how="create", reason="never published")
     old = target.schema(spec.asset)
+    if contract.get("new_columns") == "discard":
+        discarded = tuple(name for name in source.names if name not in old.names)
+        source = source.only(source.pick([name for name in source.names if name in old.names]))
+        work = replace(work, base=source, source=source, schema=source.schema(key), discarded=discarded)
     check_columns(spec.asset, contract, entry, old, work.schema)
     if spec.full_refresh:
         return replace(work, reason="full refresh")
@@ -210,6 +216,8 @@ def stage(spec: CopySpec, reader: PostgresReader, target: LakeTarget, step: Step
     with reader.snapshot(READING, shared=spec.snapshot) as snap:
         work = _look(spec, reader, target, snap, entry, step.spec.get("contract") or {})
         source = _keyed(spec, work, snap, ctx)
+        if work.discarded:
+            ctx.report.note(f"left out by the contract: {', '.join(work.discarded)}")
         if spec.tracked is not None and (odd := misplaced(snap.connection, work.base, spec.tracked)):
             ctx.report.note(odd)
         position = _position(spec, reader, work, snap, moment(ctx.logical_time))

@@ -47,6 +47,8 @@ class Look:
         base: all rows of the source.
         source: one row for each key, without those marked as deleted: the rows that the target is to hold.
         since: the position from which changes are read; None: everything is.
+        alter: columns that the publish adds to the target, or whose type it alters.
+        discarded: columns of the source that the contract leaves out.
     """
 
     spec: CopySpec
@@ -62,6 +64,8 @@ class Look:
     since: Cursor | None
     versions: bool
     """Whether the source may keep several versions of a row, of which the newest by the cursor is taken."""
+    alter: tuple[str, ...] = ()
+    discarded: tuple[str, ...] = ()
 
     @property
     def schema(self) -> Schema:
@@ -82,15 +86,21 @@ class Look:
 
     @property
     def target_source(self) -> Source:
-        """The target's rows (of versions the current ones), in the source's columns."""
+        """The target's rows (of versions the current ones), in those of the source's columns that it has."""
         there = self.there
         return Source(
             str(there.ref),
-            there.pick(self.source.names),
+            there.pick([name for name in self.source.names if name in there.names or name not in self.alter]),
             there,
             where=CURRENT if self.how == "snapshot" else None,
             database=self.target.database.label,
         )
+
+    def narrowed(self) -> Look:
+        """Return the look without the columns that the target is to be altered for."""
+        names = [name for name in self.source.names if name not in self.alter]
+        base, source = (one.only(one.pick(names)) for one in (self.base, self.source))
+        return replace(self, base=base, source=source, alter=())
 
     @property
     def origin(self) -> str:
@@ -161,6 +171,10 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
     relation = target.relation(spec.asset)
     with reader.snapshot(shared=spec.snapshot) as snap:
         base = source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
+        discarded: tuple[str, ...] = ()
+        if relation is not None and spec.new_columns == "discard":
+            discarded = tuple(name for name in source.names if name not in relation.names)
+            base = source = source.only(source.pick([name for name in source.names if name in relation.names]))
         named = spec.key or source.key
         key = key_columns(source, named) if named or spec.mode != "truncate" else ()
         versions = False
@@ -182,12 +196,16 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
         elif since is not None or (spec.mode == "incremental" and spec.cursor is None):
             how = "merge"
         source = alive(source, spec.soft_delete)
+        alter: tuple[str, ...] = ()
         if relation is not None:
             _refuse_same(base, snap.connection, relation, target)
             fitting = without(relation, target.database.label) if how == "snapshot" else relation
-            check_fit(source.columns, fitting, label=target.database.label)
+            lets = {} if how == "snapshot" else {"new_columns": spec.new_columns, "type_changes": spec.type_changes}
+            alter = check_fit(source.columns, fitting, label=target.database.label, **lets)
         names = tuple(column.name for column in key)
-        yield Look(spec, reader, target, snap, base, source, names, entry, relation, how, since, versions)
+        yield Look(
+            spec, reader, target, snap, base, source, names, entry, relation, how, since, versions, alter, discarded
+        )
 
 
 def _refuse_same(source: Source, here: Connection, relation: Relation, target: PostgresTarget) -> None:

@@ -89,12 +89,8 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget, *, now
             publishes = f"{PUBLISHES[look.how]} · {wire(look.source.columns)}"
             return Freshness(is_fresh, reason, moves, publishes, PROVES[look.how] + more)
 
-        if look.relation is None:
-            return answer(False, "never published" if look.entry is None else "the target table is missing")
-        if look.entry is None:
-            return answer(False, "never published")
-        if spec.full_refresh:
-            return answer(False, "full refresh")
+        if look.entry is None or (reason := _why_all(look)):
+            return answer(False, "never published" if look.entry is None else reason)
         if look.since is not None:
             found, moves = reader.moved(look.base, look.since, look.snap)
             due, said = said_due(spec, look.since, look.base, look.key, look.snap, rows_of(look), now)
@@ -118,6 +114,15 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget, *, now
         if look.how in ("merge", "append") and isinstance(position, Whole) and position.digest == ours[whole.id]:
             return answer(True, "source digest unchanged", 0)
         return answer(False, "source and target differ")
+
+
+def _why_all(look: Look) -> str:
+    """Return why everything is copied whatever the rows are, or nothing."""
+    if look.relation is None:
+        return "the target table is missing"
+    if look.alter:
+        return f"the columns changed: {', '.join(look.alter)}"
+    return "full refresh" if look.spec.full_refresh else ""
 
 
 # staging
@@ -156,7 +161,11 @@ def stage(
             code=step.code,
             date=ctx.logical_time[:10] if step.dated else None,
         )
-        opened = target.open_stage(request, look.source.columns, look.snap.connection, origin=look.origin)
+        if look.discarded:
+            ctx.report.note(f"left out by the contract: {', '.join(look.discarded)}")
+        opened = target.open_stage(
+            request, look.source.columns, look.snap.connection, origin=look.origin, altered=bool(look.alter)
+        )
         try:
             staged = _fill(look, opened, request, ctx)
         except BaseException as error:
@@ -191,7 +200,7 @@ def _check_target(look: Look) -> None:
 
 
 def _fill(look: Look, opened: PostgresStage, request: StageRequest, ctx: Context) -> Staged | None:
-    if look.relation is None or look.how == "truncate":
+    if look.relation is None or look.how == "truncate" or look.alter:
         return _all(look, opened, ctx)
     if look.since is not None:
         return _since_position(look, opened, ctx)
@@ -205,7 +214,14 @@ def _all(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
         segments = _parts(look)
         opened.planned(segments)
     relay = Relay(
-        look.reader, look.snap, look.source, look.key, opened, ctx, look.spec.workers, new=look.how == "create"
+        look.reader,
+        look.snap,
+        look.source,
+        look.key,
+        opened,
+        ctx,
+        look.spec.workers,
+        new=look.how == "create" or bool(look.alter),
     )
     expected = relay.run(alone(segments))
     whole = Digest.sum(expected.values(), look.schema.shape)
@@ -278,8 +294,10 @@ def _fine(look: Look) -> list[Segment]:
 def _detail(look: Look) -> dict[str, Any]:
     """Return what the publish has to know of guards and of the target as it was seen."""
     at = {"at": look.at} if look.how == "snapshot" else {}
+    alter = {"alter": list(look.alter)} if look.alter else {}
     return {
         **at,
+        **alter,
         "fits": None if look.relation is None else fits_of(look.relation, look.source.names),
         "replace": look.spec.replace,
         "max_delete": None if look.spec.allow_deletes else look.spec.max_delete,
@@ -349,7 +367,8 @@ def dry_run(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> C
         GuardRefused: a run would delete more than max_delete allows.
         KeyInvalid: a null in the key of a source that may keep several versions of a row.
     """
-    with look_at(spec, reader, target) as look:
+    with look_at(spec, reader, target) as found:
+        look = found.narrowed() if found.alter else found
         look.left_out()
         if look.relation is None:
             return Counts(inserted=_count(look.snap.connection, look.source))

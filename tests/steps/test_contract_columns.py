@@ -1,0 +1,128 @@
+"""Columns that come, go or change their type, under each word of a contract, into PostgreSQL and into the lake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doors import Copy, execute, leftovers, rows
+
+from millrace.app import open_house
+from millrace.errors import ContractBroken, MillraceError
+
+pytestmark = pytest.mark.servers
+
+
+@pytest.fixture
+def pair(db15: str, other18: str) -> Copy:
+    execute(
+        db15,
+        "create table t (id int primary key, v varchar(5), n int, changed timestamp)",
+        "insert into t select i, 'v' || i, i, timestamp '2026-01-01' + i * interval '1 second' from generate_series(1, 900) i",
+    )
+    copy = Copy(db15, other18)
+    copy.run()
+    execute(other18, "create view seen as select id, v from t", "grant select on t to public")
+    return copy
+
+
+WIDER = "alter table t alter column n type bigint; alter table t add column more numeric(8, 2) default 1.50 not null"
+
+
+def equal(copy: Copy) -> bool:
+    query = "select to_jsonb(t)::text from t order by id"
+    return rows(copy.urls[0], query) == rows(copy.urls[1], query)
+
+
+@pytest.mark.parametrize("mode", ["full", "incremental", "truncate"])
+def test_case_20_columns_evolve(pair: Copy, mode: str) -> None:
+    cursor = {"cursor": "changed"} if mode == "incremental" else {}
+    pair = pair.with_(mode=mode, new_columns="evolve", type_changes="evolve", **cursor)
+    pair.run()
+    execute(pair.urls[0], *WIDER.split("; "), "update t set n = 9000000000, changed = now() where id = 7")
+    look = pair.fresh()
+    assert (look.fresh, look.reason) == (False, "the columns changed: n, more")
+    assert pair.dry_run() is not None
+    entry = pair.run()
+    assert entry is not None
+    assert entry.level == "table"
+    assert equal(pair)
+    types = "select attname::text, format_type(atttypid, atttypmod) from pg_attribute where attrelid = 't'::regclass and attnum > 0"
+    assert rows(pair.urls[1], types)[2:] == [
+        ("n", "bigint"),
+        ("changed", "timestamp without time zone"),
+        ("more", "numeric(8,2)"),
+    ]
+    assert rows(pair.urls[1], "select count(*) from seen") == [(900,)], "views stay"
+    assert rows(pair.urls[1], "select has_table_privilege('pg_monitor', 't', 'select')") == [(True,)], "grants stay"
+    assert pair.fresh().fresh
+    assert leftovers(pair.urls[1]) == []
+
+
+def test_case_20_what_a_view_needs_is_not_altered(pair: Copy) -> None:
+    execute(pair.urls[0], "alter table t alter column v type text")
+    with pytest.raises(ContractBroken, match=r"column v is text in the source and character varying\(5\)"):
+        pair.run()
+    evolving = pair.with_(type_changes="evolve")
+    with pytest.raises(MillraceError, match=r"could not publish public\.t") as caught:
+        evolving.run()
+    assert "used by a view" in str(caught.value)
+    assert rows(pair.urls[1], "select count(*), max(length(v)) from t") == [(900, 4)]
+    assert leftovers(pair.urls[1]) == []
+
+
+def test_case_20_new_columns_are_left_out(pair: Copy) -> None:
+    execute(pair.urls[0], "alter table t add column secret text default 'x'", "update t set v = 'new' where id = 7")
+    with pytest.raises(ContractBroken, match="has no column secret"):
+        pair.run()
+    pair = pair.with_(new_columns="discard")
+    entry = pair.run()
+    assert entry is not None
+    assert "left out by the contract: secret" in pair.ctx.report.notes
+    assert rows(pair.urls[1], "select v from t where id = 7") == [("new",)]
+    assert pair.fresh().fresh
+
+
+PROJECT = {
+    "millrace.yaml": """
+version: 1
+name: t
+layers: {bronze: lake}
+environments: {dev: {lake: ./lake, connections: {src: {type: postgres, url: "${env:SRC}"}}}}
+""",
+    "copies/src.yaml": """
+from: src
+to: bronze
+tables: {t: {mode: incremental, cursor: changed, contract: {new_columns: discard}}}
+""",
+}
+
+
+@pytest.mark.slow
+def test_case_20_new_columns_are_left_out_of_the_lake(
+    pair: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SRC", pair.urls[0])
+    for name, text in PROJECT.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    def run() -> Any:
+        with open_house(tmp_path) as house:
+            (outcome,) = house.run(house.plan()).steps
+            if outcome.error is not None:
+                raise outcome.error
+            found = house.query("select count(*), min(v) filter (where id = 7), count(distinct n) from bronze.t", 10)
+        return outcome, [tuple(row) for row in found.rows]
+
+    assert run()[1] == [(900, "v7", 900)]
+    execute(
+        pair.urls[0],
+        "alter table t add column secret text default 'x'",
+        "update t set v = 'new', changed = now() where id = 7",
+    )
+    outcome, found = run()
+    assert found == [(900, "new", 900)]
+    assert "left out by the contract: secret" in outcome.message
+    assert run()[0].status == "fresh"
