@@ -580,8 +580,8 @@ def _parts(path: str) -> Iterable[tuple[str, list[int], int, list[str]]]:
         size += found.total_byte_size
         for place in range(found.num_columns):
             column = found.column(place)
-            # Under two bytes for a value only a dictionary of few texts is possible: each text is hashed once.
-            small = column.physical_type == "BYTE_ARRAY" and column.total_uncompressed_size < 2 * column.num_values
+            # A plain text has four bytes for its length alone; under three a dictionary is: each text is hashed once.
+            small = column.physical_type == "BYTE_ARRAY" and column.total_uncompressed_size < 3 * column.num_values
             few[column.path_in_schema] = small and few.get(column.path_in_schema, True)
         if rows >= PART_ROWS or group == metadata.num_row_groups - 1:
             batch = max(min(BATCH_BYTES * max(rows, 1) // max(size, 1), CHUNK), 64)
