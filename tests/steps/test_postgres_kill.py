@@ -45,7 +45,10 @@ RARER = [
 def pair(db15: str, other18: str) -> Copy:
     execute(
         db15,
-        "create table t (id int primary key, v text, n numeric, changed timestamp)",
+        "create type mood as enum ('sad', 'ok')",
+        "create table t (id serial primary key, v text default 'x' check (v <> ''), n numeric, changed timestamp,"
+        " twice numeric generated always as (n * 2) stored, mood mood default 'ok', unique (id, v))",
+        "create index by_v on t (lower(v)) where id > 1",
         "insert into t select i, 'v' || i, i / 7.0, timestamp '2026-01-01' + i * interval '1 second' "
         "from generate_series(1, 2000) i",
     )
@@ -122,6 +125,14 @@ def test_killed(pair: Copy, how: str, point: str) -> None:
     assert clean(copy)
     if how == "create" and not published:
         assert any("segments kept from run" in note for note in copy.ctx.report.notes)
+        assert not any("left out" in note for note in copy.ctx.report.notes)
+        indexes = "select indexdef from pg_indexes where tablename = 't' order by 1"
+        checks = (
+            "select conname, pg_get_constraintdef(oid) from pg_constraint where conrelid = 't'::regclass order by 1"
+        )
+        columns = "select column_name, column_default from information_schema.columns where table_name = 't' order by 1"
+        for query in (indexes, checks.replace(" order", " and contype <> 'n' order"), columns):
+            assert rows(copy.urls[0], query) == rows(copy.urls[1], query)
         assert copy.ctx.report.rows < 2000
 
 
