@@ -13,7 +13,15 @@ from millrace.core.names import AssetId, load_id
 from millrace.core.ports import StageRequest
 from millrace.core.schema import Schema
 from millrace.core.staged import LedgerEntry, Staged
-from millrace.errors import ContractBroken, GuardRefused, NotFound, ProjectError, SeqMoved, TransientFailure
+from millrace.errors import (
+    ContractBroken,
+    GuardRefused,
+    NotFound,
+    PermissionMissing,
+    ProjectError,
+    SeqMoved,
+    TransientFailure,
+)
 from millrace.postgres.generations import Generation
 from millrace.postgres.session import database_from_url
 from millrace.postgres.warehouse import PostgresWarehouse
@@ -147,6 +155,15 @@ def test_what_is_not_ours_is_not_replaced(place: Place) -> None:
     with pytest.raises(ProjectError, match=r"68 bytes, PostgreSQL allows 63"):
         place.warehouse.begin("other", ["가" * 20], [], {})
     assert len(place.hidden()) == 4
+    place.do("create role builder login; create schema ledger authorization builder")
+    place.do("create schema ledger_stage authorization builder")
+    poor = PostgresWarehouse(
+        database_from_url(place.url.replace("postgres@", "builder@"), "dwh"), ledger_schema="ledger"
+    )
+    with pytest.raises(PermissionMissing, match="builder may not make a generation") as denied:
+        poor.begin("other", ["marts"], [], {})
+    assert f"GRANT CREATE ON DATABASE {place.url.rpartition('/')[2]} TO builder;" in str(denied.value)
+    place.do("drop owned by builder; drop role builder")
 
 
 def test_the_second_of_two_publishes_is_refused_and_gc_leaves_what_others_use(place: Place) -> None:
@@ -191,3 +208,36 @@ def test_readers_are_waited_for_and_named(place: Place) -> None:
         threading.Timer(0.5, reader.rollback).start()
         place.publish(staged)
     assert place.do("select seq from _millrace.ledger where name = 'fact_events'") == [(2,)]
+
+
+def test_readers_see_one_version_at_a_time_and_lose_no_query(place: Place) -> None:
+    """Both views in one query, from three sessions at once, through publishes that each drop the generation before."""
+    text = "select (select max(id) from marts.fact_events), (select events from staging.요약)"
+    seen: set[tuple[int, int]] = set()
+    failed: list[psycopg.Error] = []
+    done = threading.Event()
+
+    def read() -> None:
+        with psycopg.connect(place.url, autocommit=True) as connection:
+            while not done.is_set():
+                try:
+                    seen.add(connection.execute(text.encode()).fetchone())  # type: ignore[arg-type]
+                except psycopg.Error as error:
+                    failed.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for version in range(2, 8):
+        table = "create table {marts}.fact_events as select i as id, 1.00::numeric(12,2) as amount, 'x'::text as note"
+        _, staged = place.build(f"{table} from generate_series(1, {version}) as i", VIEW)
+        place.publish(staged)
+        place.warehouse.gc(lambda _run: False)
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert failed == []
+    assert seen <= {(version, version) for version in range(1, 8)}
+    assert len(seen) > 2
+    place.warehouse.gc(lambda _run: False)
+    assert len(place.hidden()) == 2

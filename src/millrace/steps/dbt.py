@@ -42,7 +42,9 @@ class DbtStep:
 
     def fresh(self, step: Step, ctx: Context) -> Freshness:
         """Fresh while the dbt folder and what it reads are those of the ledger; dbt is not started to find out."""
-        return judge(step, ctx, publishes="with the warehouse, in one step", proves="dbt tests")
+        views = isinstance(ctx.target(step.target), PostgresWarehouse)
+        publishes = "views of hidden tables, in one transaction" if views else "with the warehouse, in one step"
+        return judge(step, ctx, publishes=publishes, proves="dbt tests")
 
     def stage(self, step: Step, ctx: Context) -> tuple[Staged, ...]:
         """Build where no reader looks. Raises StepFailed for a model, GateFailed for a test."""
