@@ -159,7 +159,15 @@ def commands() -> dict[str, Any]:
     """Return the commands of the command line; those of a group under both names."""
     import typer.main
 
-    from millrace.cli import copying, demo, exporting, looking, projects, quarantine  # noqa: F401 - they register their commands
+    from millrace.cli import (  # noqa: F401 - they register their commands
+        copying,
+        demo,
+        exporting,
+        looking,
+        projects,
+        quarantine,
+        verifying,
+    )
     from millrace.cli.main import app
 
     found: dict[str, Any] = {}

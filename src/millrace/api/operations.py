@@ -46,7 +46,7 @@ class IntegrityReport(Record):
         equal, differing, missing, unexpected: rows that are equal, differ, are only in the source, only in the target.
         differences: up to `sample_size` of them, in key order: key, which side has it, and each column's two values.
         columns_missing: columns that only one side has.
-        statistics: per column and side: values, nulls, least, greatest, sum.
+        statistics: by column `left` and `right`, each with `rows`, `nulls`, `min`, `max`, `sum` (numbers only).
     """
 
     is_valid: bool

@@ -1,6 +1,7 @@
 """The only place that wires: project and environment, or two databases, become targets, step kinds and an engine."""
 
-from millrace.app.copying import CopyOutcome, copy_dry_run, copy_table, diff_tables
+from millrace.app.comparing import Compared, compare, repair
+from millrace.app.copying import CopyOutcome, copy_dry_run, copy_table
 from millrace.app.doctor import Finding, examine
 from millrace.app.exporting import ExportOutcome, export_files, import_files
 from millrace.app.extras import require as require_extras
@@ -10,16 +11,17 @@ from millrace.app.whole import copy_tables, is_pattern, look_whole
 from millrace.steps.spec import CopyOptions
 
 __all__ = [
+    "Compared",
     "CopyOptions",
     "CopyOutcome",
     "ExportOutcome",
     "Finding",
     "House",
     "QueryResult",
+    "compare",
     "copy_dry_run",
     "copy_table",
     "copy_tables",
-    "diff_tables",
     "examine",
     "export_files",
     "import_files",
@@ -28,6 +30,7 @@ __all__ = [
     "is_pattern",
     "look_whole",
     "open_house",
+    "repair",
     "require_extras",
     "variables_of",
     "write_schemas",

@@ -24,7 +24,6 @@ from millrace.steps.spec import CopyOptions, CopySpec
 
 if TYPE_CHECKING:
     from millrace.engine.records import RunResult
-    from millrace.postgres.diff import TableDiff
     from millrace.postgres.session import Database
 
 SOURCE, TARGET = "source", "target"
@@ -92,7 +91,8 @@ def runtime_of(source: str, target: str, *, most: int, trusted_urls: bool = Fals
         yield runtime
 
 
-def _spec(table: str, into: str, options: CopyOptions, runtime: Runtime) -> CopySpec:
+def spec_of(table: str, into: str, options: CopyOptions, runtime: Runtime) -> CopySpec:
+    """Return what a copy between the runtime's two databases is told."""
     place = TableRef.parse(into)
     schema = place.schema or first_schema(runtime)
     return CopySpec(
@@ -119,7 +119,7 @@ def copy_step(spec: CopySpec, *, group: str = "") -> Step:
         assets=(spec.asset,),
         target=f"{CONNECTION}{TARGET}",
         group=group or f"copy:{spec.asset}",
-        code=_code(spec),
+        code=plain_code(spec),
         spec={"copy": spec.to_json(), "full_refresh": spec.full_refresh},
     )
 
@@ -169,7 +169,7 @@ def copy_table(
     """
     since = time.monotonic()
     with runtime_of(source, target, most=options.workers + 1, trusted_urls=trusted_urls) as runtime:
-        spec = _spec(table, into, options, runtime)
+        spec = spec_of(table, into, options, runtime)
         step = copy_step(spec)
         result = through_engine(runtime, [step], show_progress=show_progress)
     return outcome_of(result, step, since, show_progress=show_progress)
@@ -193,7 +193,7 @@ def outcome_of(result: RunResult, step: Step, since: float, *, show_progress: bo
     )
 
 
-def _code(spec: CopySpec) -> str:
+def plain_code(spec: CopySpec) -> str:
     """Return the fingerprint of what decides which rows are copied."""
     more = tuple(one for one in (spec.cursor_format, spec.soft_delete) if one is not None)
     return fingerprint(
@@ -209,24 +209,10 @@ def copy_dry_run(source: str, table: str, target: str, into: str, options: CopyO
     with runtime_of(source, target, most=options.workers + 1) as runtime:
         place = runtime.target(f"{CONNECTION}{TARGET}")
         assert isinstance(place, PostgresTarget)  # noqa: S101 - made above
-        spec = _spec(table, into, options, runtime)
+        spec = spec_of(table, into, options, runtime)
         entry = place.ledger(spec.asset)
-        if entry is not None and entry.code != _code(spec):  # as in the step: a position of other options is no help
+        if entry is not None and entry.code != plain_code(
+            spec
+        ):  # as in the step: a position of other options is no help
             spec = replace(spec, full_refresh=True)
         return dry_run(spec, runtime.reader(SOURCE), place)
-
-
-def diff_tables(
-    left: str, table: str, right: str, other: str, *, key: tuple[str, ...] = (), limit: int = 20
-) -> tuple[TableDiff, float]:
-    """Compare two tables row by row; returns the difference and the seconds it took."""
-    from millrace.postgres.diff import diff
-
-    since = time.monotonic()
-    with contextlib.ExitStack() as closing:
-        sides = [
-            (database_of(text, label, closing), TableRef.parse(name))
-            for text, label, name in ((left, "source", table), (right, "target", other))
-        ]
-        found = diff(sides[0], sides[1], key, limit)
-    return found, time.monotonic() - since

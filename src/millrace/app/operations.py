@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from millrace.app.comparing import compare
 from millrace.app.copying import database_of
 from millrace.core.names import AssetId, TableRef
 from millrace.errors import PermissionMissing
@@ -141,10 +142,5 @@ def compare_tables(
     source: str, table: str, target: str, other: str, key: tuple[str, ...], limit: int
 ) -> tuple[TableDiff, Mapping[str, Any]]:
     """Compare two tables row by row, and column by column. Raises KeyInvalid, NotFound, PermissionMissing."""
-    from millrace.postgres.diff import diff
-
-    left, right = TableRef.parse(table), TableRef.parse(other)
-    with contextlib.ExitStack() as closing:
-        one = database_of(source, "source", closing, trusted_urls=True)
-        two = database_of(target, "target", closing, trusted_urls=True)
-        return diff((one, left), (two, right), key, limit), {}
+    found = compare(source, table, target, other, key=key, limit=limit, statistics=True, trusted_urls=True)
+    return found.difference, found.statistics

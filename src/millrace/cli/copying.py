@@ -167,7 +167,8 @@ DIFF_EXAMPLES = """
 [bold]Example[/bold]
 
   millrace diff env:SRC public.accounts env:DST public.accounts
-  millrace diff shop_db orders reports_db raw.orders
+  millrace diff shop_db orders reports_db raw.orders --stats
+  millrace diff shop_db public.orders lake bronze.orders
 """
 
 
@@ -175,25 +176,36 @@ DIFF_EXAMPLES = """
 def diff(
     left: Annotated[str, typer.Argument(metavar="SRC", help=DATABASE)],
     table: Annotated[str, typer.Argument(metavar="TABLE", help="The left table, an SQL name.")],
-    right: Annotated[str, typer.Argument(metavar="DST", help=DATABASE)],
+    right: Annotated[str, typer.Argument(metavar="DST", help=f"{DATABASE} Or lake: that of the project here.")],
     other: Annotated[
-        str | None, typer.Argument(metavar="[TABLE]", help="The right table; the same if left out.")
+        str | None,
+        typer.Argument(metavar="[TABLE]", help="The right table, of the lake an asset; the same if left out."),
     ] = None,
     key: Annotated[
         list[str] | None, typer.Option(help="Key column; repeat for more. Default: the primary key.")
     ] = None,
     limit: Annotated[int, typer.Option(help="Differing rows to show.", min=0)] = 20,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Show nulls, lowest, highest and sum of each column on both sides.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make the right table equal by a proven copy, where a copy made it.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Compare two tables row by row. Exit code 0: equal, 1: they differ."""
-    from millrace.app import diff_tables
+    """Compare two tables row by row. Exit code 0: equal, or repaired; 1: they differ."""
+    from millrace.app import compare
+    from millrace.app import repair as make_equal
+    from millrace.cli.differences import print_difference, print_statistics
 
-    found, seconds = diff_tables(left, table, right, other or table, key=tuple(key or ()), limit=limit)
+    found = compare(left, table, right, other or table, key=tuple(key or ()), limit=limit, statistics=stats)
+    if not as_json:
+        print_difference(found.difference, found.seconds)
+        print_statistics(found.statistics)
+    outcome = None if found.difference.same or not repair else make_equal(left, table, right, other or table)
     if as_json:
-        show.as_json(found.to_json())
-    else:
-        from millrace.cli.differences import print_difference
-
-        print_difference(found, seconds)
-    if not found.same:
+        show.as_json({**found.to_json(), **({"repaired": outcome.to_json()} if outcome else {})})
+    elif outcome is not None:
+        show.out(f" repaired: {outcome.message}, every row proven")
+    if not found.difference.same and outcome is None:
         raise typer.Exit(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from millrace.cli import show
 from millrace.postgres.diff import RowDiff, TableDiff
 
@@ -47,3 +49,25 @@ def _value(text: str | None) -> str:
         return "null"
     text = show.plain(text)
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+
+
+def print_statistics(found: Mapping[str, Mapping[str, Mapping[str, str | int | None] | None]]) -> None:
+    """Print each column's figures, a line a side; both on one line where they are equal."""
+    rows: list[tuple[str, ...]] = []
+    for name, sides in found.items():
+        left, right = sides["left"], sides["right"]
+        if left == right:
+            rows.append((name, "both", *_figures(left)))
+        else:
+            rows += [(name, "left", *_figures(left)), ("", "right", *_figures(right))]
+    if rows:
+        show.out()
+        heads = ("column", "side", "rows", "nulls", "lowest", "highest", "sum")
+        show.table(rows, heads, (False, False, True, True, False, False, True))
+
+
+def _figures(found: Mapping[str, str | int | None] | None) -> tuple[str, ...]:
+    if found is None:
+        return ("–",) * 5
+    numbers = (f"{found[name]:,}" for name in ("rows", "nulls"))
+    return (*numbers, *("–" if found[name] is None else _value(str(found[name])) for name in ("min", "max", "sum")))

@@ -45,7 +45,15 @@ def common(
 
 def main() -> None:
     """Run the command line; every error is one block on standard error, and the exit code says what kind it was."""
-    from millrace.cli import copying, demo, exporting, looking, projects, quarantine  # noqa: F401 - they register their commands
+    from millrace.cli import (  # noqa: F401 - they register their commands
+        copying,
+        demo,
+        exporting,
+        looking,
+        projects,
+        quarantine,
+        verifying,
+    )
 
     if any(name in os.environ for name in ("MILLRACE_KILL_AT", "MILLRACE_PAUSE_AT", "MILLRACE_INTERRUPT_AT")):
         from millrace.testing import killpoints

@@ -1,0 +1,76 @@
+"""`millrace verify`: are the copies still what their sources are?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from millrace.cli import show
+from millrace.cli.main import app
+from millrace.cli.options import Env, Folder, Json
+
+if TYPE_CHECKING:
+    from millrace.app.verify import Verified
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+  millrace verify
+  millrace verify bronze.orders --limit 100 --json
+  millrace verify bronze.orders --repair
+"""
+
+
+@app.command("verify", epilog=EXAMPLES)
+def verify(
+    assets: Annotated[
+        list[str] | None, typer.Argument(metavar="[ASSET]…", help="What copies make; all of them if left out.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Differing rows to show of each.", min=0)] = 20,
+    repair: Annotated[bool, typer.Option("--repair", help="Make those that differ equal by a proven publish.")] = False,
+    allow_deletes: Annotated[
+        bool, typer.Option("--allow-deletes", help="A repair may delete more than max_delete.")
+    ] = False,
+    folder: Folder = None,
+    env: Env = None,
+    json: Json = False,
+) -> None:
+    """Compare every row of copied tables with their sources; copy nothing. Exit code 1 when one differs."""
+    from millrace.app import open_house
+    from millrace.app.verify import verify as compare
+    from millrace.core.names import AssetId
+
+    with open_house(folder, env, allow_deletes=allow_deletes) as house:
+        found = compare(house, [AssetId.parse(text) for text in assets or ()], limit, repair=repair)
+    if json:
+        show.as_json([one.to_json() for one in found])
+    else:
+        for one in found:
+            _print(one)
+        if not found:
+            show.out(" nothing to verify: no copy of this project holds all rows of its source")
+        show.errors([one.error for one in found if one.error is not None])
+    if not all(one.good for one in found):
+        raise typer.Exit(1)
+
+
+def _print(one: Verified) -> None:
+    from millrace.cli.differences import print_difference
+
+    difference = one.difference
+    if difference is None:
+        show.out(f" {one.asset}   {show.painted('not compared', 'red')}")
+        return
+    late = f", {show.count(difference.behind, 'row')} changed since the last load" if difference.behind else ""
+    if difference.same:
+        word = show.painted("equal", "green")
+        rows = show.count(difference.rows_right, "row")
+        show.out(f" {one.asset}   {word}   {rows}{late}   {one.seconds:.1f} s")
+        return
+    show.out(f" {one.asset}   {show.painted('differs', 'red')} from {difference.left}{late}")
+    print_difference(difference, one.seconds)
+    if one.repaired:
+        show.out(f" {one.asset}   {show.painted('repaired', 'green')}   {one.repaired}")
+    elif one.error is None:
+        show.out(show.painted(f" to make it equal: millrace verify {one.asset} --repair", "grey"))
