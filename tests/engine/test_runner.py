@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
-from filetarget import CopyLines, Shop
+from filetarget import CopyLines, Shop, Upper
 
 from millrace.core.names import AssetId, short_run
+from millrace.core.plan import Step
 from millrace.engine.session import RunOptions
 from millrace.errors import (
     CommitUnknown,
@@ -187,6 +190,28 @@ def test_a_failure_discards_the_whole_group(shop: Shop) -> None:
     assert result["copy:bronze.orders"].message == "not published: silver.orders failed"
     assert shop.state() == before
     assert shop.lake.leftovers() == []
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_kind_is_told_once_that_a_step_will_have_work(shop: Shop, monkeypatch: pytest.MonkeyPatch, jobs: int) -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def expect(_kind: Upper, step: Step) -> Iterator[None]:
+        told.append(f"{step.label} of {len(shop.state())}")
+        yield
+        told.append("left")
+
+    monkeypatch.setattr(Upper, "expect", expect, raising=False)
+    shop.run(jobs=jobs)
+    assert told in (["silver.orders of 1", "left"], ["silver.orders of 2", "left"]), "before it is published"
+    told.clear()
+    shop.run(jobs=jobs)
+    assert told == [], "nothing was published that it reads"
+    shop.orders.write_text("four\n")
+    shop.failing(1, "ContractBroken", door="fresh")
+    assert statuses(shop.run(jobs=jobs)) == ["published", "failed", "skipped"]
+    assert told == ["silver.orders of 3", "left"], "it is left although its turn never came"
 
 
 def test_a_failure_before_a_group_skips_all_of_it(shop: Shop) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from millrace.transform.dbt import graph
 
 from .conftest import Shop
 from .house import Bases, live_files
-from .marts import BRONZE, dimensions, make_silver, orders
+from .marts import BRONZE, Marts, dimensions, make_silver, orders
 
 D, NEXT, THIRD = dt.date(2026, 3, 9), dt.date(2026, 3, 10), dt.date(2026, 3, 11)
 COLUMNS = "order_id, customer_id, product_id, order_date, amount, quantity, status, updated_at"
@@ -257,6 +259,47 @@ def test_a_row_lost_on_the_way_stops_the_publish(bases: Bases, tmp_path: Path) -
         assert done.code == 1
         assert "bronze.orders" in done.all
         assert live_files(house.folder / "lake/bronze/orders") == [], "nothing was published"
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_a_gate_is_asked_before_anybody_sees_the_figures(bases: Bases, tmp_path: Path) -> None:
+    """S2-9: their dbt writes where dashboards read, then the gate looks. Ours looks first, by the same rule."""
+    rule = "total_revenue <= gross_revenue"
+    revenue = "select sum(total_revenue) from marts.agg_daily_sales"
+    with bases.copy("shop", tmp_path, ran=True) as house:
+        shop = Shop(house.folder, house.url)
+        assert rule in (shop.folder / "checks/marts.yaml").read_text()
+        before, page = shop.ask(revenue), (shop.folder / "pages/daily_sales.html").read_bytes()
+        theirs = Marts(tmp_path / "theirs")
+        shutil.copyfile(shop.warehouse, theirs.file)
+        model = shop.folder / "dbt/models/marts/agg_daily_sales.sql"
+        good = model.read_text()
+        model.write_text(good.replace("then order_amount end", "then order_amount * quantity end"))
+        (shop.folder / "dbt/tests/assert_totals_agree.sql").unlink()  # dbt's own tests see nothing wrong
+
+        shutil.copytree(shop.folder / "dbt", tmp_path / "dbt")
+        done = theirs.plain_dbt(tmp_path / "dbt", "build", at=dt.datetime.now(dt.UTC))
+        assert done.returncode == 0, done.stdout
+        assert theirs.ask(revenue) > before, "a dashboard that is opened now shows this"
+        assert theirs.ask(f"select count(*) from marts.agg_daily_sales where not {rule}") > [(0,)], (
+            "their gate, too late"
+        )
+
+        seen = []
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(shop.run)
+            while not running.done():
+                seen.append(shop.ask(revenue))
+                time.sleep(0.1)
+        assert running.result().returncode == 1
+        assert rule in running.result().stdout + running.result().stderr
+        assert {*map(str, seen), str(shop.ask(revenue))} == {str(before)}, "nobody saw anything else at any time"
+        assert (shop.folder / "pages/daily_sales.html").read_bytes() == page
+
+        model.write_text(good)
+        assert shop.statuses()["gate:marts.agg_daily_sales"] == "passed"
+        assert shop.totals() == shop.source_totals()
 
 
 def test_totals_survive_their_dimensions() -> None:

@@ -20,7 +20,7 @@ from millrace.duck.warehouse import WarehouseTarget
 from millrace.errors import GateFailed, Interrupted, NotFound, ProjectError, StepFailed
 from millrace.transform import dbt
 from millrace.transform.dbt import build, graph
-from millrace.transform.dbt_process import DbtEvent, DbtOptions
+from millrace.transform.dbt_process import DbtEvent, DbtOptions, DbtProcess
 
 PROJECT = {
     "dbt_project.yml": """
@@ -211,7 +211,8 @@ def test_incremental_models_carry_on_in_clones_of_clones(place: Path, monkeypatc
     assert (len(result.models), len(result.tests)) == (4, 5)
     assert [event.index for event in events if event.kind == "start"] == list(range(1, 10))
     assert {event.total for event in events if event.kind == "start"} == {9}
-    run(place, target, "r2", ORDERS.format(low=90, high=120, load=2).replace("1.5", "2.5"))
+    later = ORDERS.format(low=90, high=120, load=2).replace("1.5", "2.5")
+    run(place, target, "r2", later, process=DbtProcess())  # one that was started before
     assert read(target, "select count(*), count(distinct order_id), max(load_id) from marts.fct_orders") == [
         (120, 120, 2)
     ]
@@ -274,6 +275,13 @@ def test_a_broken_project_is_one_clear_error(place: Path, case: str) -> None:
         graph(place / "dbt", place / "cache")
     assert str(caught.value.where).startswith(where)
     assert words in "\n".join(caught.value.detail)
+
+
+def test_a_process_that_is_never_asked_ends_at_once() -> None:
+    process = DbtProcess()
+    begin = time.monotonic()
+    process.end()
+    assert time.monotonic() - begin < 9, "it need not be killed"
 
 
 def test_dbt_project_yml_is_checked_before_dbt_starts(place: Path) -> None:

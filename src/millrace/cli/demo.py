@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,10 +62,14 @@ def demo(
                 hint="delete it, or name another folder: millrace demo FOLDER",
             )
         show.out(f" {folder} is there already; it runs again. Delete the folder to begin anew.\n")
+        from millrace.cli.injuries import BrokenModel
+
+        BrokenModel().tidy(Shop(folder, ""))  # it may have been killed with the model broken
+        server = shared_postgres(folder / DATA)
     else:
-        _make(folder, orders)
+        server = _made(folder, orders)
     failed: list[str] = []
-    with shared_postgres(folder / DATA) as url:  # the commands use it, and need not start it each time
+    with server as url:  # the commands use it, and need not start it each time
         _millrace(folder, "run")
         show.out()
         if no_injuries:
@@ -121,14 +126,15 @@ def _run(shop: Shop, words: str, status: str) -> list[str]:
     return ended
 
 
-def _make(folder: Path, orders: int) -> None:
-    """Write the project and fill its source."""
+@contextlib.contextmanager
+def _made(folder: Path, orders: int) -> Iterator[str]:
+    """Write the project, fill its source, and keep its server running; yields the server's URL."""
     import psycopg
 
     from millrace.app import init_project
     from millrace.templates.shop_events import write_events
     from millrace.templates.shop_source import fill
-    from millrace.testing.servers import remove_postgres, server_place, shared_postgres
+    from millrace.testing.servers import remove_postgres, shared_postgres
     from millrace.transform.dbt import graph
 
     init_project(folder, "ecommerce")
@@ -136,16 +142,23 @@ def _make(folder: Path, orders: int) -> None:
     text = manifest.read_text("utf-8").replace('url: "${env:SHOP_DB_URL}"', f"embedded: ./{DATA}")
     manifest.unlink()  # it comes last: what has one is a whole demo
     remove_postgres(folder / DATA)  # of a demo that was deleted, where root's home made it lie elsewhere
-    with ThreadPoolExecutor(1) as pool:
-        known = pool.submit(graph, folder / "dbt", folder / ".millrace" / "cache")  # dbt reads its files meanwhile
-        with shared_postgres(folder / DATA) as server, psycopg.connect(server, autocommit=True) as connection:
-            fill(connection, orders=orders, bad_rows=True)
-        landed = write_events(folder / "landing", events=max(100, orders // 5), users=orders // 12)
-        known.result()
-    manifest.write_text(text, encoding="utf-8")
-    show.out(
-        f" source   PostgreSQL in {folder / DATA}: {orders:,} orders; {folder / 'landing'}: {landed.lines:,} events"
-    )
+    with ThreadPoolExecutor(2) as pool:  # dbt reads its files, and events are written, while the server starts
+        known = pool.submit(graph, folder / "dbt", folder / ".millrace" / "cache")
+        events = pool.submit(write_events, folder / "landing", events=max(100, orders // 5), users=orders // 12)
+        with shared_postgres(folder / DATA) as url:
+            with psycopg.connect(url, autocommit=True) as connection:
+                fill(connection, orders=orders, bad_rows=True)
+            known.result()
+            manifest.write_text(text, encoding="utf-8")
+            _told(folder, orders, events.result().lines)
+            yield url
+
+
+def _told(folder: Path, orders: int, events: int) -> None:
+    """Say what was made, and where."""
+    from millrace.testing.servers import server_place
+
+    show.out(f" source   PostgreSQL in {folder / DATA}: {orders:,} orders; {folder / 'landing'}: {events:,} events")
     place = server_place(folder / DATA)
     if place != (folder / DATA).resolve():  # the server does not run as root, whose home is closed to others
         show.out(show.painted(f"          its files lie in {place}, where the server's user can reach them", "grey"))

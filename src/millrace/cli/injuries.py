@@ -219,20 +219,16 @@ class BrokenModel:
     title = "a broken model"
     path = Path("models/silver/daily_sales.sql")
     key = "model:silver.daily_sales"
+    whole, broken = "sum(orders.amount) filter", "sum(orders.amount * orders.quantity) filter"
 
     def __init__(self) -> None:
-        self.text = ""
         self.before: tuple[Any, ...] = ()
 
     def hurt(self, shop: Shop) -> str:
         """Multiply an order's amount with its quantity, as if it were the price of one."""
         self.before = self._seen(shop)
-        file = shop.folder / self.path
-        self.text = file.read_text("utf-8")
-        broken = self.text.replace("sum(orders.amount) filter", "sum(orders.amount * orders.quantity) filter")
-        if broken == self.text:
+        if not self._replace(shop, self.whole, self.broken):
             raise StepFailed(f"{self.path} has no sum of amounts to break")
-        file.write_text(broken, encoding="utf-8")
         return f"{self.path} multiplies amount by quantity once more"
 
     def answer(self, shop: Shop) -> None:
@@ -253,8 +249,10 @@ class BrokenModel:
 
     def _seen(self, shop: Shop) -> tuple[Any, ...]:
         """Return what readers see: the revenue of the model and of the warehouse, and the page."""
-        ((model,),) = shop.asked("select sum(total_revenue) from silver.daily_sales")
-        ((warehouse,),) = shop.asked("select sum(total_revenue) from marts.agg_daily_sales")
+        ((model, warehouse),) = shop.asked(
+            "select (select sum(total_revenue) from silver.daily_sales),"
+            " (select sum(total_revenue) from marts.agg_daily_sales)"
+        )
         return model, warehouse, hashlib.sha256((shop.folder / "pages" / "daily_sales.html").read_bytes()).hexdigest()
 
     def look(self, shop: Shop) -> Sequence[str]:
@@ -263,9 +261,15 @@ class BrokenModel:
         return ("runs", short_run(step.run)) if step is not None else ("runs",)
 
     def tidy(self, shop: Shop) -> None:
-        """Put the model back."""
-        if self.text:
-            (shop.folder / self.path).write_text(self.text, encoding="utf-8")
+        """Put the model back, also for a demo that was killed."""
+        self._replace(shop, self.broken, self.whole)
+
+    def _replace(self, shop: Shop, old: str, new: str) -> bool:
+        file = shop.folder / self.path
+        text = file.read_text("utf-8") if file.exists() else ""
+        if old in text:
+            file.write_text(text.replace(old, new), encoding="utf-8")
+        return old in text
 
 
 class ChangedByHand:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import Annotated, Any
@@ -45,6 +46,7 @@ def common(
 
 def main() -> None:
     """Run the command line; every error is one block on standard error, and the exit code says what kind it was."""
+    gc.set_threshold(50_000)  # half the time of most commands is imports, which make thousands of objects that stay
     from millrace.cli import (  # noqa: F401 - they register their commands
         copying,
         demo,

@@ -187,3 +187,15 @@ class StepKind(Protocol):
 
     def prove(self, step: Step, staged: Sequence[Staged], ctx: Context) -> tuple[Proof, ...]:
         """Show that it is right: digests and blocking checks. Raises ProofFailed, GateFailed."""
+
+
+@runtime_checkable
+class Expecting(StepKind, Protocol):
+    """A step kind that is told early that one of its steps will have work to do."""
+
+    def expect(self, step: Step) -> AbstractContextManager[None]:
+        """Begin what takes time and touches no data, like starting a program; left when the run's steps have ended.
+
+        Entered at most once in a run, when something that the step's publish group reads was published. The step may
+        still not come to be staged.
+        """

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from millrace.core.plan import Step
-from millrace.core.ports import Holding
+from millrace.core.ports import Expecting, Holding
 from millrace.engine.groups import GroupRun, groups_of, skip
 from millrace.engine.records import StepOutcome
 from millrace.engine.session import Session
@@ -25,16 +25,19 @@ class Schedule:
         self._session = session
         self._causes: dict[str, str] = {}  # key of a step that did not end well → what failed first
         self._outcomes: dict[str, StepOutcome] = {}
+        self._groups = groups_of(session)
+        self._expected: set[str] = set()
+        self._closing = contextlib.ExitStack()
 
     def run(self) -> list[StepOutcome]:
         """Run all groups; returns the outcomes in the plan's order."""
-        groups = groups_of(self._session)
-        if self._session.options.jobs > 1:
-            self._at_once(groups)
-        else:
-            for steps in groups:
-                if not self._skipped(steps):
-                    self._note(steps, GroupRun(self._session, steps).run())
+        with self._closing:
+            if self._session.options.jobs > 1:
+                self._at_once(list(self._groups))
+            else:
+                for steps in self._groups:
+                    if not self._skipped(steps):
+                        self._note(steps, GroupRun(self._session, steps).run())
         return [self._outcomes[step.key] for step in self._session.plan.steps]
 
     def _at_once(self, waiting: list[Group]) -> None:
@@ -131,6 +134,7 @@ class Schedule:
                 word = "failed" if bad.status == "failed" else "was interrupted"
                 self._causes[step.key] = f"{bad.label} {word}"
         self._let_go({step.kind for step in steps})
+        self._expect(step for step in steps if self._outcomes[step.key].status == "published")
 
     def _let_go(self, kinds: Collection[str]) -> None:
         """Let kinds close what no step of the run needs any more."""
@@ -141,3 +145,14 @@ class Schedule:
                 if kind is None or not isinstance(kind, Holding):
                     continue
                 kind.let_go([step for step in waiting if step.kind == name])
+
+    def _expect(self, published: Iterable[Step]) -> None:
+        """Tell the steps of groups that read what was just published: they will have work to do."""
+        new = {asset for step in published for asset in step.assets}
+        for steps in self._groups:
+            for step in steps if any(new.intersection(step.inputs) for step in steps) else ():
+                with contextlib.suppress(MillraceError):  # a kind that cannot be made tells why in its turn
+                    kind = self._session.kinds.get(step.kind)
+                    if isinstance(kind, Expecting) and step.key not in self._expected.union(self._outcomes):
+                        self._expected.add(step.key)
+                        self._closing.enter_context(kind.expect(step))

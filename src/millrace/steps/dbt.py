@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from millrace.steps.resources import Resources
 from millrace.steps.versions import judge, pinned
 from millrace.steps.warehouse import warehouse_of
 from millrace.transform.dbt import DbtGraph, DbtResult, build, graph
-from millrace.transform.dbt_process import PASSWORD, DbtEvent, DbtOptions
+from millrace.transform.dbt_process import PASSWORD, DbtEvent, DbtOptions, DbtProcess
 
 TESTS = "tests"  # dbt's tests in the detail of the first of what a build staged
 CHECKED = {"pass": True, "warn": False, "fail": False}
@@ -39,6 +39,17 @@ class DbtStep:
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
+        self._waiting: dict[str, DbtProcess] = {}
+
+    @contextlib.contextmanager
+    def expect(self, step: Step) -> Iterator[None]:
+        """Start dbt's process: it is ready when its turn comes, and ended if that never does."""
+        self._waiting[step.key] = process = DbtProcess()
+        try:
+            yield
+        finally:
+            self._waiting.pop(step.key, None)
+            process.end()
 
     def fresh(self, step: Step, ctx: Context) -> Freshness:
         """Fresh while the dbt folder and what it reads are those of the ledger; dbt is not started to find out."""
@@ -104,6 +115,7 @@ class DbtStep:
             full_refresh=bool(step.spec.get("full_refresh")),
             on_event=self._telling(ctx),
             stopping=ctx.stopping,
+            process=self._waiting.pop(step.key, None),
             memory_limit=self._resources.memory_limit,
             threads=self._resources.threads,
         )

@@ -13,6 +13,7 @@ import os
 import re
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -69,6 +70,7 @@ class DbtOptions:
         on_event: called as nodes begin and end.
         stopping: asked several times a second; true ends dbt, and what it was building is worthless.
         inherit: open files that dbt's process keeps open as long as it lives (the clone's lock).
+        process: a process that was started before, which saves the wait; it is used up. None: a new one.
         memory_limit: DuckDB's limit in dbt's process.
         threads: dbt's and DuckDB's threads.
         postgres: where the PostgreSQL warehouse is: host, port, user, dbname … without the password, which stands in
@@ -82,6 +84,7 @@ class DbtOptions:
     on_event: Callable[[DbtEvent], None] | None = None
     stopping: Callable[[], bool] | None = None
     inherit: Sequence[int] = ()
+    process: DbtProcess | None = None
     memory_limit: str = "1GB"
     threads: int = 2
     postgres: Mapping[str, str] | None = None
@@ -139,7 +142,6 @@ def _output(options: DbtOptions) -> dict[str, Any]:
         "path": "warehouse.duckdb",
         "schema": "main",
         "threads": options.threads,
-        "keep_open": False,
         "settings": {"memory_limit": options.memory_limit, "temp_directory": "spill", "TimeZone": "UTC"},
         "config_options": {
             "threads": options.threads,
@@ -177,6 +179,97 @@ def _locked(cache_dir: Path, stopping: Callable[[], bool] | None) -> Iterator[No
         yield
 
 
+class DbtProcess:
+    """A process for one command of dbt: it brings dbt into memory, which takes seconds, and waits to be told.
+
+    Whoever starts one calls `end`; it ends by itself when this process does.
+    """
+
+    def __init__(self) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by `end`
+        self._ours, theirs = socket.socketpair()
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name != "PYTHONWARNINGS" and (not name.startswith("DBT_") or name.startswith("DBT_ENV_"))
+        }
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "millrace.transform.dbt_runner"],
+                env=kept | {"PYTHONUTF8": "1"},
+                stdin=theirs.fileno(),
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                start_new_session=True,  # Ctrl-C is ours to handle
+            )
+
+    def ask(self, request: Mapping[str, Any], options: DbtOptions, project_dir: Path) -> dict[str, Any]:
+        """Have the command run, and return its answer. Raises Interrupted, and StepFailed when dbt dies without one."""
+        try:
+            line = json.dumps(request).encode() + b"\n"
+            if options.inherit:
+                socket.send_fds(self._ours, [line[:1]], list(options.inherit))
+                line = line[1:]
+            self._ours.sendall(line)  # it stays open: the child ends when we do
+            answer = self._listen(options.on_event, options.stopping)
+        except BrokenPipeError:
+            answer = None
+        finally:
+            self._stop()
+        if answer is None:
+            self._log.seek(0)
+            raise _broken(self._process.returncode, self._log, project_dir)
+        return answer
+
+    def _listen(
+        self, on_event: Callable[[DbtEvent], None] | None, stopping: Callable[[], bool] | None
+    ) -> dict[str, Any] | None:
+        """Read until the answer; None when dbt died without one."""
+        output = self._process.stdout
+        assert output is not None  # noqa: S101
+        rest = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(output, selectors.EVENT_READ)
+            while True:
+                if stopping is not None and stopping():
+                    raise Interrupted("stopped while dbt was building", hint="the next run builds it from the start")
+                if not selector.select(0.2):
+                    continue
+                chunk = os.read(output.fileno(), 1 << 16)
+                if not chunk:
+                    return None
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    message = json.loads(line)
+                    kind = message.pop("kind")
+                    if kind == "result":
+                        return dict(message)
+                    if on_event is not None:
+                        on_event(DbtEvent(kind, message.pop("id"), **message))
+
+    def _stop(self) -> None:
+        """Leave no process: it ends by itself after its answer, else it and its children are killed."""
+        self._ours.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        try:
+            self._process.wait(_STOP_SECONDS)
+        finally:
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            except PermissionError:  # macOS: the group has only a dead process left
+                pass
+            self._process.wait()
+
+    def end(self) -> None:
+        """End it, whether it was asked or not."""
+        if self._process.returncode is None:
+            self._stop()
+        self._log.close()
+
+
 def run_dbt(command: str, project_dir: Path, folder: Path, cache_dir: Path, options: DbtOptions) -> dict[str, Any]:
     """Run one command of dbt in a process of its own, and return its answer. Raises what `dbt.build` raises."""
     versions(postgres=options.postgres is not None)
@@ -185,42 +278,27 @@ def run_dbt(command: str, project_dir: Path, folder: Path, cache_dir: Path, opti
     profiles.mkdir(parents=True, exist_ok=True)
     request = {
         "command": command,
+        "folder": str(folder.resolve()),
+        "environment": _settings(project_dir, profiles, cache_dir, name) | dict(options.environment),
         "vars": dict(options.variables),
         "full_refresh": options.full_refresh,
         "suffix": options.suffix,
     }
-    with _locked(cache_dir, options.stopping), tempfile.TemporaryFile() as log:
+    with _locked(cache_dir, options.stopping):
         _write_profile(profiles, name, _output(options))
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "millrace.transform.dbt_runner"],
-            cwd=folder,
-            env=_child_environment(project_dir, profiles, cache_dir, name) | dict(options.environment),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C is ours to handle
-            pass_fds=tuple(options.inherit),
-        )
+        process = options.process or DbtProcess()
         try:
-            answer = _listen(process, request, options.on_event, options.stopping)
+            answer = process.ask(request, options, project_dir)
         finally:
-            _end(process)
-        if answer is None:
-            log.seek(0)
-            raise _broken(process.returncode, log, project_dir)
+            process.end()
     if answer["error"]:
         raise _project_error(answer["error"], project_dir)
     return answer
 
 
-def _child_environment(project_dir: Path, profiles: Path, cache_dir: Path, profile: str) -> dict[str, str]:
-    """Return the environment: the user's, which `env_var()` may read, with dbt's own settings replaced."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name != "PYTHONWARNINGS" and (not name.startswith("DBT_") or name.startswith("DBT_ENV_"))
-    }
-    return kept | {
+def _settings(project_dir: Path, profiles: Path, cache_dir: Path, profile: str) -> dict[str, str]:
+    """Return dbt's settings; they come before what the user's environment says."""
+    return {
         "DBT_PROJECT_DIR": str(project_dir.resolve()),
         "DBT_PROFILES_DIR": str(profiles.resolve()),
         "DBT_PROFILE": profile,
@@ -231,64 +309,8 @@ def _child_environment(project_dir: Path, profiles: Path, cache_dir: Path, profi
         "DBT_USE_COLORS": "false",
         "DBT_VERSION_CHECK": "false",
         "DO_NOT_TRACK": "1",
-        "PYTHONUTF8": "1",
         "PGTZ": "UTC",  # libpq's; a DuckDB profile says it itself
     }
-
-
-def _listen(
-    process: subprocess.Popen[bytes],
-    request: Mapping[str, Any],
-    on_event: Callable[[DbtEvent], None] | None,
-    stopping: Callable[[], bool] | None,
-) -> dict[str, Any] | None:
-    """Send the request and read until the answer; None when dbt died without one."""
-    assert process.stdin is not None  # noqa: S101
-    assert process.stdout is not None  # noqa: S101
-    try:
-        process.stdin.write(json.dumps(request).encode() + b"\n")
-        process.stdin.flush()  # it stays open: the child ends when we do
-    except BrokenPipeError:
-        return None
-    rest = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while True:
-            if stopping is not None and stopping():
-                raise Interrupted("stopped while dbt was building", hint="the next run builds it from the start")
-            if not selector.select(0.2):
-                continue
-            chunk = os.read(process.stdout.fileno(), 1 << 16)
-            if not chunk:
-                return None
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                message = json.loads(line)
-                kind = message.pop("kind")
-                if kind == "result":
-                    return dict(message)
-                if on_event is not None:
-                    on_event(DbtEvent(kind, message.pop("id"), **message))
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Leave no process: it ends by itself after its answer, else it and its children are killed."""
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            try:
-                stream.close()
-            except BrokenPipeError:
-                continue
-    try:
-        process.wait(_STOP_SECONDS)
-    finally:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        except PermissionError:  # macOS: the group has only a dead process left
-            pass
-        process.wait()
 
 
 def _broken(code: int, log: IO[bytes], project_dir: Path) -> MillraceError:

@@ -1,16 +1,20 @@
 """The process that dbt runs in: `python -m millrace.transform.dbt_runner`, started by `transform.dbt` only.
 
 dbt keeps its database open after a command, prints where it likes and reads options from everywhere, so it gets a
-process of its own. The first line on standard input is the request; standard output carries one JSON object a line:
-events while it goes, then one result. Standard input stays open as long as the parent lives: when it ends, this
-process ends at once, so none is left behind whatever became of the parent.
+process of its own. Standard input is a socket whose first line is the request, with files to keep open; standard output
+carries one JSON object a line: events while it goes, then one result. dbt is brought into memory while the request is
+awaited. Standard input stays open as long as the parent lives: when it ends, this process ends at once, so none is left
+behind whatever became of the parent.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import queue
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -32,15 +36,28 @@ def main() -> None:
             output.write(json.dumps(message, ensure_ascii=False, default=str) + "\n")
             output.flush()
 
-    request = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    asked: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_follow_parent, args=(asked,), daemon=True).start()
+    gc.set_threshold(50_000)  # thousands of classes are made, none of which goes
+    import dbt.cli.main  # noqa: F401 -- takes longer than most builds
+
+    request = asked.get()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
     send({"kind": "result", **run(request, send)})
     output.close()
     os._exit(0)  # dbt leaves threads and connections behind
 
 
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+def _follow_parent(asked: queue.SimpleQueue[dict[str, Any]]) -> None:
+    """Pass on the request, and end with the parent."""
+    with socket.socket(fileno=0) as parent:
+        line, files, _, _ = socket.recv_fds(parent, 1, 8)  # noqa: RUF059 -- open as long as this process
+        with parent.makefile("rb") as rest:
+            line += rest.readline()
+            if line.endswith(b"\n"):
+                asked.put(json.loads(line))
+                rest.read()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
