@@ -67,19 +67,30 @@ key "orders" stands twice
         COPIES,
         ("mode: full", "mode: fulll"),
         """\
-"mode" in table products must be full, incremental, append, truncate or snapshot, not the text "fulll"
+"mode" in table products must be full, incremental, append, truncate, snapshot or backfill, not the text "fulll"
   copies/shop_db.yaml:7:38
   7 |   products:  {key: product_id, mode: fulll}
     |                                      ^^^^^ did you mean "full"?""",
     ),
-    "a mode that comes later": (
+    "a backfill without an interval": (
         COPIES,
-        ("mode: full", "mode: backfill"),
+        ("mode: full", "mode: backfill, cursor: day"),
         """\
-"mode" backfill is not built yet: use full, incremental, append, truncate or snapshot
-  copies/shop_db.yaml:7:38
-  7 |   products:  {key: product_id, mode: backfill}
-    |                                      ^^^^^^^^""",
+table products is a backfill and has neither from nor to
+  copies/shop_db.yaml:7:32
+  7 |   products:  {key: product_id, mode: backfill, cursor: day}
+    |                                ^^^^
+  cursor: updated_at, from: 2026-01-01, to: 2026-02-01""",
+    ),
+    "an interval without a backfill": (
+        COPIES,
+        ("mode: full", "mode: full, to: 2026-02-01"),
+        """\
+table products: "to" says nothing in mode full
+  copies/shop_db.yaml:7:44
+  7 |   products:  {key: product_id, mode: full, to: 2026-02-01}
+    |                                            ^^
+  mode: backfill, or millrace run --from … --to …""",
     ),
     "versions in the lake": (
         COPIES,
@@ -471,7 +482,7 @@ def test_all_errors_at_once_and_no_more_than_ten(write):
     )
     text = str(error)
     assert [line for line in ["", *text.splitlines()] if line.startswith("error:")] == [
-        'error: "mode" in table customers must be full, incremental, append, truncate or snapshot, not the text "fast"',
+        'error: "mode" in table customers must be full, incremental, append, truncate, snapshot or backfill, not the text "fast"',
         'error: "kind" in models/silver/orders.yaml must be full or upsert, not the text "upsrt"',
         'error: unknown key "rows" in marts.agg_daily_sales',
     ]

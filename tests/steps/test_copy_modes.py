@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import psycopg
 import pytest
 from doors import Copy, execute, leftovers, rows, table
 
+from millrace.app import open_house
 from millrace.core.staged import Counts
 from millrace.errors import ContractBroken, GuardRefused, UsageError
 
@@ -189,3 +192,111 @@ def test_snapshot_is_not_led_astray(pair: Copy) -> None:
     query = copy.with_(key=("id",), select="id, v, valid_to as at")
     assert query.dry_run() == Counts()
     assert clean(pair)
+
+
+# backfill
+
+
+def test_backfill(pair: Copy) -> None:
+    source, target = pair.urls
+    grows = pair.with_(mode="incremental", cursor="at", segment_rows=500)
+    grows.run()
+    before = pair.target.ledger(pair.spec.asset)
+    day = grows.with_(mode="backfill", start="2026-01-02", end="2026-01-03")  # ids 24 to 47
+    assert day.fresh().reason == "the interval is equal"
+    assert day.run() is None
+    execute(target, "update t set v = 'by hand' where id in (30, 60)", "delete from t where id in (31, 61)")
+    execute(source, "delete from t where id in (32, 62)", "update t set v = 'x' where id = 33")
+    execute(source, "update t set at = '2026-01-04 12:00' where id = 34")  # it has left the interval
+    execute(source, "update t set at = '2026-01-02 12:00' where id = 80")  # it has come into it
+    found = day.fresh()
+    assert (found.fresh, found.reason, found.proves) == (False, "the interval differs", "transfer, applied")
+    assert day.dry_run() == Counts(1, 4, 1)
+    entry = day.run()
+    assert entry is not None
+    assert before is not None
+    assert (entry.level, entry.counts, entry.position) == ("applied", Counts(1, 4, 1), before.position)
+    inside = "select * from t where at >= '2026-01-02' and at < '2026-01-03' order by id"
+    assert rows(source, inside) == rows(target, inside)
+    assert rows(target, "select id, v, at::text from t where id in (34, 60, 61, 62) order by id") == [
+        (34, "v34", "2026-01-04 12:00:00"),  # not lost
+        (60, "by hand", "2026-01-03 12:00:00"),
+        (62, "v62", "2026-01-03 14:00:00"),
+    ]
+    assert day.fresh().fresh
+    execute(source, "insert into t values (200, 'new', '2026-03-01')")
+    assert grows.run() is not None  # goes on from its own position
+    assert rows(target, "select v from t where id = 200") == [("new",)]
+    open_end = day.with_(end=None)
+    entry = open_end.run()
+    assert entry is not None
+    assert table(source) == table(target)
+    execute(source, "delete from t where at >= '2026-01-02' and at < '2026-01-03'")
+    with pytest.raises(GuardRefused, match=r"would lose 23 of 23 rows"):
+        day.run()
+    assert clean(pair)
+
+
+def test_a_backfill_makes_a_table_and_the_position_is_open(pair: Copy) -> None:
+    day = pair.with_(mode="backfill", cursor="at", start="2026-01-02", end="2026-01-03")
+    entry = day.run()
+    assert entry is not None
+    assert (entry.level, entry.counts) == ("applied", Counts(24))
+    assert day.fresh().fresh
+    grows = day.with_(mode="incremental", start=None, end=None)
+    entry = grows.run()
+    assert entry is not None
+    assert entry.counts == Counts(76)
+    assert equal(pair)
+    assert clean(pair)
+
+
+def test_modes_of_a_project(pair: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = pair.urls
+    monkeypatch.setenv("SRC", source)
+    monkeypatch.setenv("DST", target)
+    connections = 'connections: {src: {type: postgres, url: "${env:SRC}"}, dst: {type: postgres, url: "${env:DST}"}}'
+    (tmp_path / "millrace.yaml").write_text(f"version: 1\nname: modes\nenvironments:\n  dev:\n    {connections}\n")
+    (tmp_path / "copies").mkdir()
+    (tmp_path / "copies" / "src.yaml").write_text(
+        """from: src
+to: dst.raw
+defaults: {mode: incremental, cursor: at}
+tables:
+  t: {lookback: 2d}
+  public.t: {as: whole, mode: truncate}
+  '"public".t': {as: versions, mode: snapshot, soft_delete: v = 'gone'}
+  'PUBLIC.t': {as: day, mode: backfill, from: 2026-01-02, to: 2026-01-03}
+"""
+    )
+    with open_house(tmp_path) as house:
+        first = house.run(house.plan(), show_as="silent")
+        assert first.exit_code == 0, first
+    execute(source, "update t set v = 'gone', at = at + interval '1 second' where id in (3, 30)")
+    with open_house(tmp_path) as house:
+        told = {step.label: found for step, found in house.explain(house.plan()) if not isinstance(found, Exception)}
+        assert {label: found.publishes.split(" · ")[0] for label, found in told.items()} == {
+            "raw.t": "merge",
+            "raw.whole": "all rows deleted and loaded",
+            "raw.versions": "new versions of changed rows",
+            "raw.day": "rows that differ in the interval",
+        }
+        assert house.run(house.plan(), show_as="silent").exit_code == 0
+    query = "select id, v from raw.{} {} order by 1"
+    assert rows(target, query.format("versions", "where id in (3, 30) and valid_to is null")) == []
+    assert (
+        rows(target, query.format("t", ""))
+        == rows(target, query.format("whole", ""))
+        == rows(source, "select id, v from t order by 1")
+    )
+    assert len(rows(target, query.format("day", ""))) == 24
+    execute(source, "delete from t where id in (31, 50)")
+    with open_house(tmp_path, interval=("2026-01-02", "2026-01-03")) as house:
+        assert house.run(house.plan(["raw.t"]), show_as="silent").exit_code == 0
+        with pytest.raises(UsageError, match=r"raw\.whole is not copied by a cursor, so --from and --to say nothing"):
+            house.plan(["raw.whole"])
+    assert rows(target, "select id from raw.t where id in (31, 50)") == [(50,)]
+    with open_house(tmp_path) as house:
+        ((_, found),) = house.explain(house.plan(["raw.t"]))
+        assert not isinstance(found, Exception)
+        assert (found.fresh, found.reason) == (True, "nothing changed")  # its position stands

@@ -36,7 +36,7 @@ POINTS = [
 HOWS = ["create", "sync", "merge"]
 RARER = [
     (how, point)
-    for how in ("truncate", "snapshot")
+    for how in ("truncate", "snapshot", "interval")
     for point in ("postgres.publish.before_commit", "postgres.publish.after_commit")
 ]
 
@@ -59,6 +59,8 @@ def prepared(pair: Copy, how: str) -> Copy:
     """Bring the target so far that the next copy is of that kind."""
     if how == "merge":
         pair = pair.with_(mode="incremental", cursor="changed")
+    elif how == "interval":
+        pair = pair.with_(mode="backfill", cursor="changed", start="2026-01-01")
     elif how in ("truncate", "snapshot"):
         pair = pair.with_(mode=how)
     if how != "create":

@@ -17,7 +17,18 @@ MODES: Mapping[str, Mode] = {
     "append": "append",
     "truncate": "truncate",
     "snapshot": "snapshot",
+    "backfill": "backfill",
 }
+
+
+def check_interval(mode: Mode, cursor: str | None, start: str | None, end: str | None) -> None:
+    """Refuse a backfill without a cursor or an interval, and an interval without a backfill. Raises UsageError."""
+    bounded = start is not None or end is not None
+    if bounded != (mode == "backfill") or (bounded and cursor is None):
+        raise UsageError(
+            "a backfill needs a cursor and where its interval begins or ends, and no other mode has an interval",
+            hint="like --mode backfill --cursor updated_at --from 2026-01-01 --to 2026-02-01",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +85,8 @@ class DataCopyEngine:
         *,
         cursor: str | None = None,
         cursor_format: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
         replace: bool = False,
         allow_deletes: bool = False,
         max_delete: float = 0.5,
@@ -84,14 +97,15 @@ class DataCopyEngine:
             source_table, target_table: SQL names, like `public.orders` or `"Odd"."name"`.
             primary_keys: key columns; empty: the source's primary key.
             sync_mode: `full_sync` (deletes included) or `incremental_sync` (by `cursor`; without one, rows that differ
-                are upserted and nothing is deleted), `append`, `truncate` (all rows
-                deleted and loaded) or `snapshot` (a version of each row for each change).
+                are upserted and nothing is deleted), `append`, `truncate` (all rows deleted and loaded), `snapshot` (a
+                version of each row for each change) or `backfill` (an interval of the cursor).
             custom_where: one SQL condition on the source's rows.
             custom_select: one SELECT that replaces the source table.
             custom_count: one SELECT of a number, evaluated in the copy's snapshot: it must equal the rows read.
             batch_size: accepted for the signature; rows are streamed as bytes, in no batches of rows.
             cursor: the column by which `incremental_sync` finds changes.
             cursor_format: how a cursor that is a text is written: `yyyymmdd`, `date`, `datetime` or `timestamp`.
+            start, end: of `backfill`: rows whose cursor is at or past `start` and before `end`; either may be left out.
             replace: allow the first contact with a non-empty target that Millrace never wrote.
             allow_deletes, max_delete: lift, or set, the share of the target's rows that may be deleted.
 
@@ -109,6 +123,7 @@ class DataCopyEngine:
             )
         if batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, not {batch_size}")
+        check_interval(MODES[sync_mode], cursor, start, end)
         from millrace.app import CopyOptions, copy_table
 
         outcome = copy_table(
@@ -121,6 +136,8 @@ class DataCopyEngine:
                 key=tuple(primary_keys),
                 cursor=cursor,
                 cursor_format=cursor_format,
+                start=start,
+                end=end,
                 where=custom_where,
                 select=custom_select,
                 count=custom_count,

@@ -81,6 +81,7 @@ class House:
         full_refresh: steps read everything and forget positions.
         replace_foreign: copies may take over targets with data that Millrace never wrote.
         allow_deletes: copies may delete more than `max_delete`.
+        interval: (start, end) of a backfill: copies make only these rows of their cursor equal; either may be None.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class House:
         full_refresh: bool = False,
         replace_foreign: bool = False,
         allow_deletes: bool = False,
+        interval: tuple[str | None, str | None] = (None, None),
     ) -> None:
+        self._interval = interval
         self.project = project
         self.environment = project.environment
         self.full_refresh = full_refresh
@@ -184,7 +187,24 @@ class House:
 
     def plan(self, select: Sequence[str] = (), pipeline: str | None = None) -> Plan:
         """Return the plan of a selection, of a pipeline, or of everything."""
-        return self._plan(tuple(select), pipeline) if select or pipeline else self.whole
+        plan = self._plan(tuple(select), pipeline) if select or pipeline else self.whole
+        if self._interval == (None, None):
+            return plan
+        return Plan(tuple(self._backfill(step) if step.kind == "copy" else step for step in plan.steps))
+
+    def _backfill(self, step: Step) -> Step:
+        """Return a copy step as a backfill of the interval. Raises UsageError where it cannot be one."""
+        copy = step.spec["copy"]
+        if copy["cursor"] is None or copy["mode"] not in ("incremental", "backfill"):
+            raise UsageError(
+                f"{step.label} is not copied by a cursor, so --from and --to say nothing to it",
+                hint="select the copies that are: --select …",
+            )
+        if step.target == "lake":
+            what = f"{step.label} lies in the lake, where backfills are not built yet"
+            raise UsageError(what, hint="compare everything: millrace run --full-refresh --select …")
+        start, end = self._interval
+        return replace(step, spec={**step.spec, "copy": {**copy, "mode": "backfill", "start": start, "end": end}})
 
     def _plan(self, select: Sequence[str], pipeline: str | None) -> Plan:
         from millrace.planner import build_plan
@@ -380,13 +400,14 @@ def open_house(
     full_refresh: bool = False,
     replace_foreign: bool = False,
     allow_deletes: bool = False,
+    interval: tuple[str | None, str | None] = (None, None),
 ) -> Iterator[House]:
     """Read a project and close what it opened at the end.
 
     Args:
         folder: the project's folder or one below it; default: the current one.
         environment: its name; default: `MILLRACE_ENV`, or dev.
-        full_refresh, replace_foreign, allow_deletes: see `House`.
+        full_refresh, replace_foreign, allow_deletes, interval: see `House`.
 
     Raises:
         ProjectError: the project's files are wrong.
@@ -397,6 +418,7 @@ def open_house(
         full_refresh=full_refresh,
         replace_foreign=replace_foreign,
         allow_deletes=allow_deletes,
+        interval=interval,
     )
     with house.runtime:
         yield house

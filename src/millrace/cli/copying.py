@@ -45,7 +45,8 @@ def copy(
         str,
         typer.Option(
             help="full: make the target equal, deletes included; incremental: bring changes; append: only add;"
-            " truncate: delete and load all rows at once; snapshot: keep versions, with valid_from and valid_to."
+            " truncate: delete and load all rows at once; snapshot: keep versions, with valid_from and valid_to;"
+            " backfill: make an interval of the cursor equal."
         ),
     ] = "full",
     key: Annotated[
@@ -57,6 +58,12 @@ def copy(
     ] = None,
     lookback: Annotated[
         str | None, typer.Option(help="Read again so far before the position: 3d, 12h, or a number.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="VALUE", help="Of backfill: rows whose cursor is not lower.")
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option("--to", metavar="VALUE", help="Of backfill: rows whose cursor is lower than this.")
     ] = None,
     soft_delete: Annotated[
         str | None,
@@ -89,7 +96,7 @@ def copy(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Copy a table between two PostgreSQL databases, or all of a schema; every row is proven."""
-    from millrace.api.copying import MODES
+    from millrace.api.copying import MODES, check_interval
     from millrace.app import CopyOptions, copy_dry_run, copy_table, is_pattern
     from millrace.errors import UsageError, did_you_mean
 
@@ -102,10 +109,11 @@ def copy(
             "--mode incremental needs --cursor",
             hint="name the column that grows with every change: --cursor updated_at",
         )
-    if cursor is not None and MODES[mode] not in ("incremental", "append"):
+    if cursor is not None and MODES[mode] not in ("incremental", "append", "backfill"):
         raise UsageError(
             f"--cursor says nothing in mode {mode}", hint="compare everything without it, or: --mode incremental"
         )
+    check_interval(MODES[mode], cursor, start, end)
     options = CopyOptions(
         mode=MODES[mode],
         key=tuple(key or ()),
@@ -113,6 +121,8 @@ def copy(
         cursor_format=cursor_format,
         lookback=_lookback(lookback),
         soft_delete=soft_delete,
+        start=start,
+        end=end,
         where=where,
         replace=replace,
         allow_deletes=allow_deletes,

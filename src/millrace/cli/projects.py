@@ -163,6 +163,7 @@ RUN_EXAMPLES = """
   millrace run
   millrace run --select +silver.orders
   millrace run --resume 7f3a
+  millrace run --select raw.orders --from 2026-01-01 --to 2026-02-01
 """
 
 
@@ -173,6 +174,13 @@ def run(
     full_refresh: Annotated[
         bool, typer.Option("--full-refresh", help="Count nothing as fresh; read everything.")
     ] = False,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="VALUE", help="Backfill: make only rows equal whose cursor is not lower."),
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option("--to", metavar="VALUE", help="Backfill: and whose cursor is lower than this.")
+    ] = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Take up an earlier run where it stopped.")] = None,
     at: Annotated[str | None, typer.Option(metavar="TIME", help='"Now" in models and checks, ISO 8601; UTC.')] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End at the first failure.")] = False,
@@ -195,7 +203,9 @@ def run(
 
     options = RunOptions(full_refresh=full_refresh, fail_fast=fail_fast, accept_restored=accept_restored)
     lifted = {"replace_foreign": replace, "allow_deletes": allow_deletes}
-    with open_house(folder, env, full_refresh=full_refresh, **lifted) as house:
+    if full_refresh and (start or end):
+        raise UsageError("--full-refresh reads everything, --from and --to an interval", hint="leave out one of them")
+    with open_house(folder, env, full_refresh=full_refresh, interval=(start, end), **lifted) as house:
         result = house.run(
             house.plan(select or (), pipeline),
             pipeline=pipeline or "",

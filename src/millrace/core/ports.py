@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """Called with (rows, bytes) moved since the last call, from any thread."""
 
-Mode = Literal["full", "incremental", "append", "truncate", "snapshot"]
+Mode = Literal["full", "incremental", "append", "truncate", "snapshot", "backfill"]
 
 KEEP_SECONDS = 24 * 3600.0
 """How long a stage whose owner is dead waits to be resumed, before `Target.gc` may drop it."""

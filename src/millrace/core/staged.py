@@ -20,13 +20,25 @@ FORMAT = 1
 """Version of the ledger, stage and manifest formats; docs/reference/formats.md describes them."""
 
 Publish = Literal[
-    "create", "sync", "merge", "append", "truncate", "snapshot", "replace", "upsert", "member", "file", "position"
+    "create",
+    "sync",
+    "merge",
+    "append",
+    "truncate",
+    "snapshot",
+    "interval",
+    "replace",
+    "upsert",
+    "member",
+    "file",
+    "position",
 ]
 """How a stage is applied.
 
 `create`: a new table or file set becomes the target (rename, first commit); `sync`: the differing segments are
 made equal, deletes included; `merge`: changed rows are upserted by key; `append`: rows are added;
-`truncate`: all rows are deleted and loaded; `snapshot`: changed rows get new versions; `replace`: the
+`truncate`: all rows are deleted and loaded; `snapshot`: changed rows get new versions; `interval`: the
+rows of an interval of the cursor are made equal; `replace`: the
 whole content is exchanged (lake); `upsert`: copy-on-write by key (lake); `member`: one table of a group that is
 published as a whole (warehouse clone); `file`: a file is replaced; `position`: nothing but the position moves.
 """

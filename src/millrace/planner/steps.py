@@ -175,6 +175,8 @@ class _Maker:
             raise self._unbuilt(copy, "checks", "checks of tables in a database are not built yet")
         shape = {name: spec[name] for name in ("source", "table", "mode", "key", "cursor", "where", "select")}
         shape |= {name: spec[name] for name in ("cursor_format", "soft_delete") if name in spec}
+        if spec["mode"] == "backfill":  # which leaves an incremental copy's position alone
+            shape["mode"] = "incremental"
         if "files" in spec:  # where files go afterwards changes no row
             shape["files"] = {name: value for name, value in spec["files"].items() if name != "archive"}
         said = self._said(copy, "contract")
@@ -461,7 +463,16 @@ def _copy_spec(copy: CopyTable) -> dict[str, Any]:
         spec["snapshot"] = copy.file
     spec |= {
         name: getattr(options, name)
-        for name in ("cursor_format", "lookback", "soft_delete", "max_delete", "workers", "segment_rows")
+        for name in (
+            "cursor_format",
+            "lookback",
+            "soft_delete",
+            "start",
+            "end",
+            "max_delete",
+            "workers",
+            "segment_rows",
+        )
         if getattr(options, name) is not None
     }
     if options.verify is not None:

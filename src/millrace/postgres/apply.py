@@ -19,13 +19,14 @@ from millrace.core.segment import Segment
 from millrace.core.staged import Counts, LedgerEntry, Level, Staged
 from millrace.errors import ContractBroken, GuardRefused, ProofFailed
 from millrace.postgres.catalog import PgColumn, Relation, describe
+from millrace.postgres.cursors import Rule
 from millrace.postgres.ddl import alter_columns
 from millrace.postgres.deletes import marked
 from millrace.postgres.digest import digest_of, digest_query, shape
 from millrace.postgres.ledger import Ledger
 from millrace.postgres.parts import any_of
 from millrace.postgres.session import Connection
-from millrace.postgres.source import Source
+from millrace.postgres.source import Source, both
 from millrace.postgres.stage import set_sequence, staged_relation
 
 ALL = sql.SQL("true")
@@ -238,13 +239,27 @@ def sync(table: Table) -> Applied:
     return Applied(Counts(inserted, updated, deletes), "table", found, found.rows)
 
 
-def _delete_lacking(table: Table, where: sql.Composable | None) -> int:
+def interval(table: Table) -> Applied:
+    """Make an interval's differing segments equal, deletes included; prove the interval and the staged keys."""
+    name, form, start, end = table.staged.detail["interval"]
+    inside = Rule(form).between(table.relation.pick([name])[0], start, end)
+    deletes = _delete_lacking(table, both(segments_of(table), inside), inside)
+    wanted = table.stage_digest()
+    updated, inserted = table.upsert()
+    keys = sql.SQL("exists (select from {} s where {})").format(table.stage, table.same_key)
+    table.prove(table.digest(keys), wanted, "the merged rows")
+    found = table.digest(inside)
+    table.prove(found, Digest.from_json(table.staged.detail["whole"]), "the interval")
+    return Applied(Counts(inserted, updated, deletes), "applied", found, -1)
+
+
+def _delete_lacking(table: Table, where: sql.Composable | None, of: sql.Composable = ALL) -> int:
     """Delete the rows for which a predicate holds and whose keys the stage does not hold; return how many."""
     lacking = table.lacks() if where is None else sql.SQL("{} and {}").format(where, table.lacks())
     source = sql.SQL("{} as t").format(table.relation.identifier)
     deletes = table.number(sql.SQL("select pg_catalog.count(*) from {} where {}").format(source, lacking))
     if deletes:
-        guard_deletes(table, deletes)
+        guard_deletes(table, deletes, of)
         deleted = table.run(sql.SQL("delete from {} where {}").format(source, lacking))
         if deleted != deletes:
             raise _kept(table, deletes, deleted)

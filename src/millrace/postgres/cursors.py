@@ -81,6 +81,15 @@ class Rule:
             "(case when {0} ~ {1} then pg_catalog.translate({0}, '/T', '- ') end collate pg_catalog.\"C\")"
         ).format(column.identifier, sql.Literal(FORMATS[self.format]))
 
+    def between(self, column: PgColumn, start: str | None, end: str | None) -> sql.Composable:
+        """Return the predicate of values from `start` on and before `end`; null is in no interval."""
+        place, parts = self.ordered(column), []
+        for sign, bound in ((">=", start), ("<", end)):
+            if bound is not None:
+                text = bound.replace("/", "-").replace("T", " ") if is_text(column) else bound
+                parts.append(sql.SQL("{} {} {}").format(place, sql.SQL(sign), sql.Literal(text)))
+        return sql.SQL("({})").format(sql.SQL(" and ").join(parts or [sql.SQL("{} is not null").format(place)]))
+
     def since(self, column: PgColumn, value: str) -> sql.Composable:
         """Return the value from which a position looks: its own, or one before it.
 

@@ -18,7 +18,18 @@ from millrace.core.names import TableRef
 from millrace.core.staged import Counts, LedgerEntry, Proof, Staged, entry_for
 from millrace.errors import MillraceError, ProofFailed, SeqMoved
 from millrace.postgres import history
-from millrace.postgres.apply import Applied, Table, appeared, append, fits_of, merge, open_table, sync, truncate
+from millrace.postgres.apply import (
+    Applied,
+    Table,
+    appeared,
+    append,
+    fits_of,
+    interval,
+    merge,
+    open_table,
+    sync,
+    truncate,
+)
 from millrace.postgres.catalog import Relation, describe, exists
 from millrace.postgres.ddl import cut, free
 from millrace.postgres.ledger import Ledger, moved
@@ -92,6 +103,7 @@ def _apply(connection: Connection, ledger: Ledger, staged: Staged, found: Ledger
         "append": append,
         "truncate": truncate,
         "snapshot": history.snapshot,
+        "interval": interval,
     }
     if staged.how not in apply:
         raise MillraceError(f"a PostgreSQL target cannot publish by {staged.how!r}", where=str(staged.asset))
@@ -121,7 +133,8 @@ def _create(connection: Connection, ledger: Ledger, staged: Staged) -> Applied:
         raise appeared(ref, ledger.label) from error
     _rename_parts(connection, relation, ref, staged.detail.get("names", ()))
     whole = Digest.sum(staged.expected.values(), staged.schema.shape)
-    return Applied(Counts(inserted=whole.rows), "table", whole, whole.rows)
+    part = "interval" in staged.detail  # of the source only these rows were read
+    return Applied(Counts(inserted=whole.rows), "applied" if part else "table", whole, whole.rows)
 
 
 def _rename_parts(connection: Connection, relation: Relation, ref: TableRef, names: Sequence[Sequence[str]]) -> None:

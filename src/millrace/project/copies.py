@@ -22,18 +22,14 @@ from millrace.project.fields import (
 )
 from millrace.project.landing import FileOptions
 
-_MODES = ("full", "incremental", "append", "truncate", "snapshot")
-_mode = unbuilt(
-    {mode: f'"mode" {mode} is not built yet: use {", ".join(_MODES[:-1])} or {_MODES[-1]}' for mode in ("backfill",)},
-    {"full_sync": "full", "incremental_sync": "incremental"},
-)
+_mode = unbuilt({}, {"full_sync": "full", "incremental_sync": "incremental"})
 
 CopyMode = Annotated[
-    Literal["full", "incremental", "append", "truncate", "snapshot"],
+    Literal["full", "incremental", "append", "truncate", "snapshot", "backfill"],
     BeforeValidator(
         _mode,
         json_schema_input_type=Literal[
-            "full", "incremental", "append", "truncate", "snapshot", "full_sync", "incremental_sync"
+            "full", "incremental", "append", "truncate", "snapshot", "backfill", "full_sync", "incremental_sync"
         ],
     ),
 ]
@@ -94,6 +90,13 @@ class Verify(Part):
         return None if self.every == "never" else float(seconds(self.every))
 
 
+def _bound(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Bound = Annotated[Text, BeforeValidator(_bound, json_schema_input_type=str | int)]
+
+
 def _lookback(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) and value > 0 else value
 
@@ -118,6 +121,7 @@ class TableOptions(FileOptions):
             must equal the rows read.
         cursor_format: how a cursor that is a text is written.
         lookback: how far before its position an incremental copy reads again: `3d`, or a number for a number.
+        start, end: `from` and `to` of mode backfill: the interval of the cursor, without its end.
         soft_delete: a column or condition of the rows that the source marks as deleted: they leave the target.
         max_delete: share of the target's rows that one publish may delete.
         verify: how often an incremental table is compared with its source as a whole; 7 days by default.
@@ -131,6 +135,8 @@ class TableOptions(FileOptions):
     cursor_format: Literal["yyyymmdd", "date", "datetime", "timestamp"] | None = None
     lookback: Lookback | None = None
     soft_delete: Text | None = None
+    start: Bound | None = Field(default=None, alias="from")
+    end: Bound | None = Field(default=None, alias="to")
     where: Text | None = None
     select: Text | None = None
     count: Text | None = None

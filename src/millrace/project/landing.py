@@ -22,20 +22,10 @@ MOST_LINE = 1_000_000_000
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 OWN = ("_file", "_line", "_raw")
 TABLES_ONLY = (
-    *(
-        "key",
-        "cursor",
-        "cursor_format",
-        "lookback",
-        "soft_delete",
-        "where",
-        "select",
-        "count",
-        "workers",
-        "segment_rows",
-    ),
-    *("max_delete", "verify", "snapshot"),
+    *("key", "cursor", "cursor_format", "lookback", "soft_delete", "start", "end", "where", "select", "count"),
+    *("workers", "segment_rows", "max_delete", "verify", "snapshot"),
 )
+ALIASES = {"start": "from", "end": "to"}
 _TYPES = ("text", "json")
 _WILD = re.compile(r"[*?]|\[[^]]*\]")
 _later = unbuilt(
@@ -161,8 +151,8 @@ def check_table(
     if options.files is None:
         hint = f"files: {name}/**/*.jsonl"
         raise document.problem(f"table {name} names no files, and {source} is a folder", path, key=True, hint=hint)
-    for key in TABLES_ONLY:
-        if getattr(options, key) is not None:
+    for name_of, key in ((name, ALIASES.get(name, name)) for name in TABLES_ONLY):
+        if getattr(options, name_of) is not None:
             raise problem(key, f'"{key}" is for tables of a database, and connection {source} is a folder of files')
     if options.mode not in (None, "append"):
         raise problem(

@@ -425,7 +425,8 @@ def _table(
         at = (*path, "mode") if (*path, "mode") in document.values else path
         hint = "cursor: updated_at, or mode: full"
         raise document.problem(f"table {name} is incremental and names no cursor column", at, key=True, hint=hint)
-    if options.mode not in ("incremental", "append") and options.cursor is not None:
+    _check_backfill(document, path, name, options, target)
+    if options.mode not in ("incremental", "append", "backfill") and options.cursor is not None:
         # from the defaults; a full copy reads everything
         options = options.model_copy(update={"cursor": None, "cursor_format": None, "lookback": None})
     if options.mode == "snapshot" and target == "lake":
@@ -452,6 +453,28 @@ def _table(
     elif len(asset.encode()) > MOST_NAME_BYTES or "\0" in asset:
         raise document.problem(f"the name {asset} is longer than {MOST_NAME_BYTES} bytes", path, key=True)
     return CopyTable(AssetId(layer, asset), source, ref, target, options, document.file, place)
+
+
+def _check_backfill(document: Document, path: Path_, name: str, options: TableOptions, target: str) -> None:
+    """Refuse an interval without a backfill, and a backfill without an interval or a cursor. Raises ProjectError."""
+
+    def at(key: str) -> Path_:
+        return next((one for one in ((*path, key), ("defaults", key)) if one in document.values), path)
+
+    bounded = options.start is not None or options.end is not None
+    if options.mode != "backfill":
+        if bounded:
+            key = "from" if options.start is not None else "to"
+            what = f'table {name}: "{key}" says nothing in mode {options.mode or "full"}'
+            raise document.problem(what, at(key), key=True, hint="mode: backfill, or millrace run --from … --to …")
+        return
+    hint = "cursor: updated_at, from: 2026-01-01, to: 2026-02-01"
+    if options.cursor is None or not bounded:
+        missing = "names no cursor column" if options.cursor is None else "has neither from nor to"
+        raise document.problem(f"table {name} is a backfill and {missing}", at("mode"), key=True, hint=hint)
+    if target == "lake":
+        what = f"table {name}: mode backfill into the lake is not built yet"
+        raise document.problem(what, at("mode"), hint="compare everything: millrace run --full-refresh --select …")
 
 
 def _asset_name(name: str, file: str | None, document: Document | None = None, path: Path_ = ()) -> None:

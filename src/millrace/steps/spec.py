@@ -17,12 +17,13 @@ class CopyOptions:
     """How a table is copied.
 
     Attributes:
-        mode: `full`, `incremental`, `append`, `truncate` or `snapshot`.
+        mode: `full`, `incremental`, `append`, `truncate`, `snapshot` or `backfill`.
         key: key columns; empty: the source's primary key.
         cursor: cursor column of `incremental` and `append`.
         cursor_format: how a text cursor is written: `yyyymmdd`, `date`, `datetime` or `timestamp`.
         lookback: how far before its position a copy reads again: `3d`, `12h`, or a number for a number.
         soft_delete: column or condition of the rows that the source marks as deleted: they leave the target.
+        start, end: of `backfill`: the interval of the cursor, from `start` on and before `end`; either may be open.
         where, select, count: the project author's SQL: a condition, a column list or one SELECT, and a count query
             that must equal the rows read in the same snapshot.
         replace: allow the first contact with a non-empty target that has no ledger row.
@@ -43,6 +44,8 @@ class CopyOptions:
     cursor_format: str | None = None
     lookback: str | None = None
     soft_delete: str | None = None
+    start: str | None = None
+    end: str | None = None
     where: str | None = None
     select: str | None = None
     count: str | None = None
@@ -60,7 +63,7 @@ class CopyOptions:
     @property
     def tracked(self) -> str | None:
         """The cursor column that positions are kept by; None where everything is compared each time."""
-        return self.cursor if self.mode in ("incremental", "append") else None
+        return self.cursor if self.mode in ("incremental", "append", "backfill") else None
 
 
 @dataclass(frozen=True, slots=True)

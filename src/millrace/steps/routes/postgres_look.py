@@ -36,7 +36,7 @@ from millrace.postgres.stage import schema_of
 from millrace.postgres.target import PostgresTarget
 from millrace.steps.spec import CopySpec
 
-How = Literal["create", "sync", "merge", "append", "truncate", "snapshot"]
+How = Literal["create", "sync", "merge", "append", "truncate", "snapshot", "interval"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,8 @@ class Look:
     since: Cursor | None
     versions: bool
     """Whether the source may keep several versions of a row, of which the newest by the cursor is taken."""
+    everywhere: Source
+    """The same rows as `source`, also those outside the interval of a backfill."""
     alter: tuple[str, ...] = ()
     discarded: tuple[str, ...] = ()
 
@@ -92,7 +94,7 @@ class Look:
             str(there.ref),
             there.pick([name for name in self.source.names if name in there.names or name not in self.alter]),
             there,
-            where=CURRENT if self.how == "snapshot" else None,
+            where=self._there(),
             database=self.target.database.label,
         )
 
@@ -102,6 +104,14 @@ class Look:
         base, source = (one.only(one.pick(names)) for one in (self.base, self.source))
         return replace(self, base=base, source=source, alter=())
 
+    def _there(self) -> sql.Composable | None:
+        if self.how == "snapshot":
+            return CURRENT
+        if self.how != "interval":
+            return None
+        column = self.there.pick([self.spec.tracked or ""])[0]
+        return self.base.rule.between(column, self.spec.start, self.spec.end)
+
     @property
     def origin(self) -> str:
         """Fingerprint of what is staged: a stage of another origin cannot be resumed."""
@@ -110,7 +120,17 @@ class Look:
             self.snap.server,
             self.snap.connection.info.dbname,
             "" if relation is None else str(relation.oid),
-            json.dumps([self.spec.where, self.spec.select, self.spec.soft_delete, list(self.key), self.how]),
+            json.dumps(
+                [
+                    self.spec.where,
+                    self.spec.select,
+                    self.spec.soft_delete,
+                    list(self.key),
+                    self.how,
+                    self.spec.start,
+                    self.spec.end,
+                ]
+            ),
             self.schema.fingerprint,
             "" if self.since is None else json.dumps(self.since.to_json()),
             "" if self.relation is None else fits_of(self.relation, self.source.names),
@@ -143,7 +163,7 @@ class Look:
     def compared(self, found: str) -> str:
         """Return what a comparison of everything found, with why it was made where changes were asked for."""
         entry, cursor = self.entry, self.spec.tracked
-        if cursor is None or entry is None:
+        if cursor is None or entry is None or self.how == "interval":
             return found
         if isinstance(entry.position, Cursor):
             return (
@@ -157,6 +177,8 @@ class Look:
         Args:
             whole: digest of the whole source, where everything was read.
         """
+        if self.spec.mode == "backfill":  # which moves no position, and knows none under other options
+            return Whole() if self.entry is None or self.spec.full_refresh else self.entry.position
         if self.spec.tracked is None:
             return Whole(whole, self.snap.state, heap_of(self.source, self.snap))
         found = self.reader.cursor(self.base, self.spec.tracked, self.snap)
@@ -182,7 +204,7 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
             rule = Rule(spec.cursor_format, spec.lookback)
             rule.check(source[spec.tracked], source.label)  # NotFound with the nearest name
             base = source = replace(source, rule=rule)
-            if versions := spec.mode == "incremental" and not proven(source, key):
+            if versions := spec.mode != "append" and not proven(source, key):
                 source = newest(base, key, spec.tracked)
         since = _since(spec, entry, source) if relation is not None and _filled(target, relation) else None
         how: How = "sync"
@@ -191,21 +213,28 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
             base = source = source.only(plain(source.columns, source.label))
         elif relation is None:
             how = "create"
+        elif spec.mode == "backfill":
+            how = "interval"
         elif spec.mode == "append" or spec.mode == "truncate":
             how = spec.mode
         elif since is not None or (spec.mode == "incremental" and spec.cursor is None):
             how = "merge"
-        source = alive(source, spec.soft_delete)
+        source = everywhere = alive(source, spec.soft_delete)
+        if spec.mode == "backfill" and spec.tracked is not None:
+            source = source.narrowed(base.rule.between(base[spec.tracked], spec.start, spec.end))
         alter: tuple[str, ...] = ()
         if relation is not None:
             _refuse_same(base, snap.connection, relation, target)
             fitting = without(relation, target.database.label) if how == "snapshot" else relation
-            lets = {} if how == "snapshot" else {"new_columns": spec.new_columns, "type_changes": spec.type_changes}
+            lets = (
+                {}
+                if how in ("snapshot", "interval")
+                else {"new_columns": spec.new_columns, "type_changes": spec.type_changes}
+            )
             alter = check_fit(source.columns, fitting, label=target.database.label, **lets)
         names = tuple(column.name for column in key)
-        yield Look(
-            spec, reader, target, snap, base, source, names, entry, relation, how, since, versions, alter, discarded
-        )
+        found = (spec, reader, target, snap, base, source, names, entry, relation, how, since, versions, everywhere)
+        yield Look(*found, alter, discarded)
 
 
 def _refuse_same(source: Source, here: Connection, relation: Relation, target: PostgresTarget) -> None:
@@ -245,7 +274,7 @@ def _filled(target: PostgresTarget, relation: Relation) -> bool:
 def _since(spec: CopySpec, entry: LedgerEntry | None, source: Source) -> Cursor | None:
     """Return the position from which changes say everything; None where all has to be compared."""
     position = entry.position if entry is not None else None
-    if spec.full_refresh or spec.tracked is None or not isinstance(position, Cursor):
+    if spec.mode == "backfill" or spec.full_refresh or spec.tracked is None or not isinstance(position, Cursor):
         return None
     if _altered(position, source):  # a column that comes with a default writes no row version
         return None

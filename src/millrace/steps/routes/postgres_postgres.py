@@ -1,10 +1,11 @@
 """The route from PostgreSQL to PostgreSQL: COPY bytes from server to server, every row proven by digests.
 
-Six situations, told apart by `postgres_look`:
+Seven situations, told apart by `postgres_look`:
 
 - `create`: the target is missing. Heap-page ranges are copied at once from one snapshot into a hidden table.
 - `sync`: it exists. Both sides are digested by key segments, one scan each; only segments that differ are copied.
 - `merge`, `append`: there is a cursor's position. The rows since then are copied; `append` only adds.
+- `interval`: a backfill. As `sync`, of the rows in an interval of the cursor.
 - `snapshot`: the target keeps versions; the current ones are compared like in `sync`, those that differ are closed.
 - `truncate`: all rows are copied, and take the place of all that are there in one transaction.
 
@@ -41,6 +42,7 @@ from millrace.postgres.source import Source, author_select
 from millrace.postgres.stage import PostgresStage
 from millrace.postgres.target import PostgresTarget
 from millrace.postgres.types import wire
+from millrace.steps.routes.postgres_backfill import bring_moved
 from millrace.steps.routes.postgres_look import Look, both_digests, look_at, whole_digest_there
 from millrace.steps.routes.postgres_scrub import rows_of, scrub
 from millrace.steps.routes.relay import Relay
@@ -61,6 +63,7 @@ PUBLISHES = {
     "append": "insert",
     "truncate": "all rows deleted and loaded",
     "snapshot": "new versions of changed rows",
+    "interval": "rows that differ in the interval",
 }
 PROVES = {
     "create": "transfer, table",
@@ -69,6 +72,7 @@ PROVES = {
     "append": "transfer, applied",
     "truncate": "transfer, table",
     "snapshot": "transfer, table",
+    "interval": "transfer, applied",
 }
 
 
@@ -97,23 +101,32 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget, *, now
             if found == look.since.tail:
                 return answer(False, f"{said} is due", 0) if due else answer(True, "nothing changed", 0)
             return answer(False, f"since {look.since.value}", moves, f" · {said}" if said else "")
-        wanted = Whole if spec.tracked is None else Cursor
-        if not isinstance(look.entry.position, wanted):
-            return answer(False, "the mode changed")
-        whole = Segment.whole()
-        position = look.entry.position
-        written = touched(look.source, position, look.snap) if isinstance(position, Whole) else "unknown"
-        if written == "yes":
-            return answer(False, "rows were written at the source")
-        if written == "no" and isinstance(position, Whole):
-            same = look.how in ("merge", "append") or whole_digest_there(look) == position.digest
-            return answer(True, UNTOUCHED, 0) if same else answer(False, "source and target differ")
+        return answer(*_compared(look))
+
+
+def _compared(look: Look) -> tuple[bool, str, int | None]:
+    """Say whether both sides are equal, why, and how many rows would move."""
+    assert look.entry is not None  # noqa: S101 - seen by fresh
+    rows = look.base.relation.rows if look.base.relation is not None else None
+    whole = Segment.whole()
+    if look.how == "interval":
         ours, theirs = both_digests(look, [whole])
-        if ours[whole.id] == theirs[whole.id]:
-            return answer(True, "source digest unchanged", 0)
-        if look.how in ("merge", "append") and isinstance(position, Whole) and position.digest == ours[whole.id]:
-            return answer(True, "source digest unchanged", 0)
-        return answer(False, "source and target differ")
+        return (True, "the interval is equal", 0) if ours == theirs else (False, "the interval differs", None)
+    position = look.entry.position
+    if not isinstance(position, Whole if look.spec.tracked is None else Cursor):
+        return False, "the mode changed", rows
+    written = touched(look.source, position, look.snap) if isinstance(position, Whole) else "unknown"
+    if written == "yes":
+        return False, "rows were written at the source", rows
+    if written == "no" and isinstance(position, Whole):
+        same = look.how in ("merge", "append") or whole_digest_there(look) == position.digest
+        return (True, UNTOUCHED, 0) if same else (False, "source and target differ", rows)
+    ours, theirs = both_digests(look, [whole])
+    if ours[whole.id] == theirs[whole.id]:
+        return True, "source digest unchanged", 0
+    if look.how in ("merge", "append") and isinstance(position, Whole) and position.digest == ours[whole.id]:
+        return True, "source digest unchanged", 0
+    return False, "source and target differ", rows
 
 
 def _why_all(look: Look) -> str:
@@ -272,6 +285,9 @@ def _differing(look: Look, opened: PostgresStage, request: StageRequest, ctx: Co
     whole = Digest.sum(ours.values(), look.schema.shape)
     _check_count(look, whole.rows)
     different = [segment for segment in segments if ours[segment.id] != theirs[segment.id]]
+    if not different and look.how == "interval":
+        ctx.report.note("the interval is equal")
+        return None
     if not different:
         return _position_only(look, request, whole, ctx)
     ctx.report.note(look.compared(f"{len(different)} of {len(segments)} segments differ"))
@@ -280,6 +296,8 @@ def _differing(look: Look, opened: PostgresStage, request: StageRequest, ctx: Co
     form = look.schema.shape
     known = {part.id: Digest.sum((ours[segment.id] for segment in part.segments), form) for part in parts}
     expected = relay.run(parts, known)
+    if look.how == "interval":
+        expected = bring_moved(look, opened, different, expected, ctx)
     segments = [Segment.whole()] if len(different) == len(segments) else joined(different)
     detail = {"segments": [segment.to_json() for segment in segments], "whole": whole.to_json()}
     return opened.close(_position(look, whole, ctx), expected, **detail, **_detail(look))
@@ -293,11 +311,13 @@ def _fine(look: Look) -> list[Segment]:
 
 def _detail(look: Look) -> dict[str, Any]:
     """Return what the publish has to know of guards and of the target as it was seen."""
-    at = {"at": look.at} if look.how == "snapshot" else {}
-    alter = {"alter": list(look.alter)} if look.alter else {}
+    more: dict[str, Any] = {"at": look.at} if look.how == "snapshot" else {}
+    if look.alter:
+        more["alter"] = list(look.alter)
+    if look.spec.mode == "backfill":
+        more["interval"] = [look.spec.tracked, look.spec.cursor_format, look.spec.start, look.spec.end]
     return {
-        **at,
-        **alter,
+        **more,
         "fits": None if look.relation is None else fits_of(look.relation, look.source.names),
         "replace": look.spec.replace,
         "max_delete": None if look.spec.allow_deletes else look.spec.max_delete,
@@ -307,7 +327,7 @@ def _detail(look: Look) -> dict[str, Any]:
 def _position(look: Look, whole: Digest | None, ctx: Context) -> Position:
     """Return the position of what the snapshot holds, with when the table was compared."""
     found = look.position(whole)
-    if not isinstance(found, Cursor):
+    if not isinstance(found, Cursor) or look.spec.mode == "backfill":
         return found
     return replace(found, scrub=state_of(look.spec, look.since, moment(ctx.logical_time)))
 
@@ -339,7 +359,7 @@ def _position_only(look: Look, request: StageRequest, whole: Digest, ctx: Contex
 
 def _check_count(look: Look, rows: int) -> None:
     """Compare the author's count, in the same snapshot, with the rows read. Raises ProofFailed."""
-    if look.spec.count is None:
+    if look.spec.count is None or look.spec.mode == "backfill":
         return
     query = sql.Composed([author_select(look.spec.count)])
     with translated(look.source.database, "run the count query", connection=look.snap.connection):
@@ -387,7 +407,7 @@ def dry_run(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> C
             different = [segment for segment in segments if ours[segment.id] != theirs[segment.id]]
             scans = -(-sum(segment.rows for segment in different) // spec.segment_rows)  # of what fits into memory
             for part in gathered(different, spec.segment_rows, scans):
-                one = _compare(look, there, part)
+                one = (_compare_interval if look.how == "interval" else _compare)(look, there, part)
                 total = Counts(total.inserted + one.inserted, total.updated + one.updated, total.deleted + one.deleted)
             if total.deleted and not spec.allow_deletes:
                 before = sum(digest.rows for digest in theirs.values())
@@ -420,6 +440,24 @@ def _compare(look: Look, there: Connection, part: Part | None = None) -> Counts:
     if look.how == "append":
         updated = 0
     return Counts(inserted, updated, deleted if look.how in ("sync", "snapshot", "merge") else 0)
+
+
+def _compare_interval(look: Look, there: Connection, part: Part) -> Counts:
+    """Compare an interval; rows that came into it or left it are updates."""
+    here, target = look.snap.connection, look.target_source
+    wanted = dict(_hashes(here, look.source, look.key, part.predicate(look.source.pick(look.key)), "ours"))
+    with there.transaction():
+        inside = {key for key, _ in _hashes(there, target, look.key, part.predicate(target.pick(look.key)), "inside")}
+        known = [
+            wanted[key] != row
+            for key, row in _hashes(there, replace(target, where=None), look.key, None, "theirs")
+            if key in wanted
+        ]
+    lost = inside - wanted.keys()
+    left = (
+        sum(1 for key, _ in _hashes(here, look.everywhere, look.key, None, "everywhere") if key in lost) if lost else 0
+    )
+    return Counts(len(wanted) - len(known), sum(known) + left, len(lost) - left)
 
 
 def _hashes(
