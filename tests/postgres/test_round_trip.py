@@ -157,10 +157,11 @@ def test_case_25_each_row_once_from_every_kind_of_object(db18: str, db15: str) -
         create table leafy_rest partition of leafy default;
         create index on leafy (k);
         insert into leafy select 'k' || i, i from generate_series(1, 100) i;
-        create table parent (id int primary key, word text default 'x');
+        create table parent (id int primary key, word text unique, check (id < 11) no inherit, check (id > 0));
         create table child (more int) inherits (parent);
-        insert into parent select i from generate_series(1, 10) i;
-        insert into child select i, 'child', i from generate_series(11, 20) i;
+        create unique index on parent (lower(word));
+        insert into parent select i, 'word ' || i from generate_series(1, 10) i;
+        insert into child select i, 'word 1', i from generate_series(11, 20) i;
         create view seen as select id, upper(word) as word from parent;
         create materialized view kept as select id, word from parent;
         create unique index kept_id on kept (id);
@@ -169,7 +170,7 @@ def test_case_25_each_row_once_from_every_kind_of_object(db18: str, db15: str) -
         f"""create extension postgres_fdw;
         create server here foreign data wrapper postgres_fdw options (host '127.0.0.1', port '{port}', dbname '{database}');
         create user mapping for public server here options (user 'postgres');
-        create foreign table far (id int, word text) server here options (table_name 'parent')""",
+        create foreign table far (id int, word text, check (id < 0)) server here options (table_name 'parent')""",
     )
     for table, more in {
         "leafy": {"segment_rows": 30},
@@ -185,6 +186,10 @@ def test_case_25_each_row_once_from_every_kind_of_object(db18: str, db15: str) -
     assert {
         kind for name, kind in fetch(db15, kinds.encode()) if name in ("leafy", "parent", "seen", "kept", "far")
     } == {"r"}
+    checks = (
+        "select conname::text from pg_constraint where contype in ('c', 'u') and connamespace = 'public'::regnamespace"
+    )
+    assert fetch(db15, checks.encode()) == [("parent_id_check1",)]
     indexes = "select indexname::text from pg_indexes where schemaname = 'public' and tablename in ('kept', 'leafy')"
     assert {name for (name,) in fetch(db15, indexes.encode())} == {"kept_id", "kept_pkey", "leafy_k_idx", "leafy_pkey"}
 

@@ -42,8 +42,10 @@ where a.attrelid = %(oid)s and a.attnum > 0 and not a.attisdropped order by a.at
 _CONSTRAINTS = """
 select o.conname::text as name, o.contype::text as kind, o.convalidated as valid,
     pg_catalog.pg_get_constraintdef(o.oid) as definition
-from pg_catalog.pg_constraint o
-where o.conrelid = %(oid)s and o.contype in ('c', 'u', 'x') order by o.contype, o.conname
+from pg_catalog.pg_constraint o join pg_catalog.pg_class t on t.oid = o.conrelid
+where o.conrelid = %(oid)s and o.contype in ('c', 'u', 'x') and t.relkind <> 'f'
+    and not (%(parent)s and (o.contype <> 'c' or o.connoinherit))
+order by o.contype, o.conname
 """
 
 # The text of an index after its name and table: both are others in the target.
@@ -58,7 +60,7 @@ from (
     join pg_catalog.pg_class c on c.oid = i.indexrelid
     join pg_catalog.pg_class t on t.oid = i.indrelid
     join pg_catalog.pg_namespace n on n.oid = t.relnamespace
-    where i.indrelid = %(oid)s and i.indisvalid and not i.indisprimary
+    where i.indrelid = %(oid)s and i.indisvalid and not i.indisprimary and not (%(parent)s and i.indisunique)
         and not exists (select from pg_catalog.pg_constraint o
             where o.conindid = i.indexrelid and o.conrelid = i.indrelid)
 ) as found
@@ -90,8 +92,11 @@ class Made:
 
 
 def read_belongings(source: Connection, relation: Relation, names: Sequence[str]) -> Belongings:
-    """Read what belongs to a table, of the columns that are copied."""
-    facts = {"oid": relation.oid}
+    """Read what belongs to a table, of the columns that are copied.
+
+    Only what holds for all rows: of a table with inheriting ones nothing unique, of a foreign table no check.
+    """
+    facts = {"oid": relation.oid, "parent": relation.kind == "r" and not relation.paged}
     with bare_path(source), source.cursor(row_factory=dict_row) as cursor:
         columns = {row["name"]: row for row in cursor.execute(_FACTS, facts).fetchall() if row["name"] in names}
         constraints = cursor.execute(_CONSTRAINTS, facts).fetchall()

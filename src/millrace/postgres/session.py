@@ -280,9 +280,8 @@ def pin(connection: Connection) -> int:
 @contextmanager
 def bare_path(connection: Connection) -> Iterator[None]:
     """Empty the search path inside the block, so that the server prints every name with its schema."""
-    row = connection.execute("select pg_catalog.current_setting('search_path')").fetchone()
-    statement = "select pg_catalog.set_config('search_path', %s, false)"
-    connection.execute(statement, ("",))
+    statement = "select pg_catalog.current_setting('search_path'), pg_catalog.set_config('search_path', %s, false)"
+    row = connection.execute(statement, ("",)).fetchone()
     try:
         yield
     finally:
