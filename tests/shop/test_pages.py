@@ -59,6 +59,12 @@ def test_the_foot_names_each_load_with_its_proof_and_checks(bases: Bases, tmp_pa
             again_titled(house, "Other days")["bronze.orders"]
             == "– 2 not known what was proven is no longer kept none –"
         )
+        # a load that was a replay was compared with what it brought, not with the source
+        replayed = house.run("quarantine", "replay", "bronze.orders", "--set", "amount=1")
+        assert replayed.code == 0, replayed.all
+        house.again()
+        assert "this load: equal to the rows mended in quarantine, every row; 60" in foot(house)["bronze.orders"]
+        assert "(2 mended)" in foot(house)["bronze.orders"]
 
 
 def again_titled(house: House, title: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ which bug, and which bugs touch nothing here, is a table in docs/explanation/sam
 from __future__ import annotations
 
 import datetime as dt
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -300,6 +301,24 @@ def test_a_gate_is_asked_before_anybody_sees_the_figures(bases: Bases, tmp_path:
         model.write_text(good)
         assert shop.statuses()["gate:marts.agg_daily_sales"] == "passed"
         assert shop.totals() == shop.source_totals()
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_rows_are_counted_as_they_are_written(bases: Bases, tmp_path: Path) -> None:
+    """S2-5: theirs counts the source again after the write, with what came meanwhile. Ours counts what it wrote."""
+    with bases.copy("lake", tmp_path, ran=False) as house:
+        child = house.start("run", "--select", "bronze.orders", "--json", MILLRACE_PAUSE_AT="lake.prove").paused()
+        house.source(
+            "insert into orders select 999999, customer_id, product_id, order_date, amount, quantity, status, updated_at"
+            " from orders where order_id = 1"
+        )
+        done = child.resumed()
+        assert done.code == 0, done.all
+        (step,) = json.loads(done.out)["steps"]
+        written = len(house.rows("bronze", "orders"))
+        assert house.source("select count(*) from orders") == [(written + 1,)], "theirs would print this"
+        assert step["rows"] == written
 
 
 def test_totals_survive_their_dimensions() -> None:

@@ -104,15 +104,30 @@ class _Walk:
         entry = manifest.entry
         checks = [*(manifest.proof.checks if manifest.proof else ()), *(self._checks.get(name, ()) if loaded else ())]
         sums = balance(self._lake().folder(entry.asset), manifest) if manifest.quarantine else None
-        words = _words(manifest, sums)
+        words = _words(manifest, sums, mended=self._mended(name, seq, manifest))
         if loaded is not None and loaded.level == "transfer":
             words += ", in the warehouse too"
         rows = entry.rows if entry.rows >= 0 else None
         return Source(name, seq, entry.time, words, rows, tuple(checks), sums.open if sums else 0)
 
+    def _mended(self, name: str, seq: int, manifest: Manifest) -> bool:
+        """Say whether a load brought rows out of quarantine; only a replay makes more entries replayed ones."""
+        if manifest.previous is None or not manifest.quarantine or not manifest.quarantine["replayed"]:
+            return False
+        before = self._manifest(name, seq - 1)
+        return (
+            before is not None
+            and before.quarantine is not None
+            and (before.quarantine["replayed"] < manifest.quarantine["replayed"])
+        )
 
-def _words(manifest: Manifest, sums: Balance | None) -> str:
-    """Return what was proven of a load, in words; with a quarantine, as the sum that was compared."""
+
+def _words(manifest: Manifest, sums: Balance | None, *, mended: bool = False) -> str:
+    """Return what was proven of a load, in words; with a quarantine, as the sum that was compared.
+
+    Args:
+        mended: the load's rows come from the quarantine, not from the source.
+    """
     entry = manifest.entry
     if entry.level == "none":
         return "not compared"
@@ -120,8 +135,10 @@ def _words(manifest: Manifest, sums: Balance | None) -> str:
     side = "query's result" if model else "source"
     this = "" if model or entry.level == "table" else "this load: "
     every = "" if model else ", every row"
+    if sums is not None and sums.agree and sums.compared:
+        return f"equal to the {side}: {sums.source:,} rows = {sums.told('here')}"
+    if mended:
+        side = "rows mended in quarantine"
     if sums is None or not sums.agree:
         return f"{this}equal to the {side}{' with its quarantine' if sums else ''}{every}"
-    if sums.compared:
-        return f"equal to the {side}: {sums.source:,} rows = {sums.told('here')}"
     return f"{this}equal to the {side}{every}; {sums.source:,} rows read so far = {sums.told('here')}"
