@@ -58,10 +58,11 @@ class GroupRun:
         return [work.outcome() for work in self.works]
 
     def _through(self) -> None:
-        rows = {row.key: row for row in self.session.journal.steps(self.session.run.id)}
+        resumed = self.session.journal.steps(self.session.run.id) if self.session.run.resumed else []
+        rows = {row.key: row for row in resumed}
         for step in self.steps:
             work = self._begin(step)
-            row = rows.get(step.key) if self.session.run.resumed else None
+            row = rows.get(step.key)
             if row is not None and row.phase in ("published", "passed"):
                 self.doors.keep(work, row)
             else:

@@ -28,6 +28,7 @@ class Schedule:
         self._groups = groups_of(session)
         self._expected: set[str] = set()
         self._closing = contextlib.ExitStack()
+        self._makers = {asset: step.key for step in session.plan.steps for asset in step.assets}
 
     def run(self) -> list[StepOutcome]:
         """Run all groups; returns the outcomes in the plan's order."""
@@ -46,9 +47,7 @@ class Schedule:
         running: list[Group] = []
         try:
             while waiting or running:
-                for steps in [steps for steps in waiting if self._may_start(steps, waiting, running)]:
-                    if not self._may_start(steps, waiting, running):
-                        continue
+                while (steps := self._next(waiting, running)) is not None:
                     waiting.remove(steps)
                     if not self._skipped(steps):
                         running.append(steps)
@@ -76,15 +75,22 @@ class Schedule:
             raise outcomes
         self._note(steps, outcomes)
 
-    def _may_start(self, steps: Group, waiting: Sequence[Group], running: Sequence[Group]) -> bool:
+    def _next(self, waiting: Sequence[Group], running: Sequence[Group]) -> Group | None:
+        """Return the first group that may start now."""
+        if running and len(running) >= self._session.options.jobs:
+            return None
+        open_keys = {step.key for group in (*waiting, *running) for step in group}
+        return next((steps for steps in waiting if self._may_start(steps, waiting, running, open_keys)), None)
+
+    def _may_start(
+        self, steps: Group, waiting: Sequence[Group], running: Sequence[Group], open_keys: Collection[str]
+    ) -> bool:
         if not running and steps is waiting[0]:
             return True  # the plan's order holds: what it needs has ended
-        if len(running) >= self._session.options.jobs:
-            return False
         if running and (len(steps) > 1 or any(len(others) > 1 for others in running)):
             return False
-        open_keys = {step.key for group in (*waiting, *running) if group is not steps for step in group}
-        return not any(needed in open_keys for step in steps for needed in self._needs(step))
+        own = {step.key for step in steps}
+        return not any(needed in open_keys and needed not in own for step in steps for needed in self._needs(step))
 
     def _abandon(self, steps: Group) -> None:
         """End steps whose thread does not end: the process is about to; their stages can be resumed."""
@@ -119,12 +125,8 @@ class Schedule:
         return ""
 
     def _needs(self, step: Step) -> list[str]:
-        makers = [
-            other.key
-            for other in self._session.plan.steps
-            if other.key != step.key and set(other.assets).intersection(step.inputs)
-        ]
-        return [*makers, *step.after]
+        makers = [self._makers[asset] for asset in step.inputs if asset in self._makers]
+        return [*(key for key in makers if key != step.key), *step.after]
 
     def _note(self, steps: Group, outcomes: Sequence[StepOutcome]) -> None:
         bad = next((outcome for outcome in outcomes if outcome.status in ("failed", "interrupted")), None)

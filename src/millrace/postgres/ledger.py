@@ -48,14 +48,17 @@ class Ledger:
     Args:
         schema: where it is.
         label: what messages call the database.
+        remember: whether tables that were seen once need not be looked for again.
     """
 
-    def __init__(self, schema: str, label: str) -> None:
+    def __init__(self, schema: str, label: str, *, remember: bool = False) -> None:
         if not schema or len(schema.encode()) > LONGEST_SCHEMA:
             raise UsageError(f"the ledger's schema must have 1 to {LONGEST_SCHEMA} bytes: {schema!r}")
         self.schema = schema
         self.stage_schema = f"{schema}_stage"
         self.label = label
+        self._remember = remember
+        self._seen = False
 
     def table(self, name: str) -> sql.Identifier:
         """Return a table of the ledger's schema for building SQL."""
@@ -75,6 +78,8 @@ class Ledger:
             NewerFormat: a newer version made them.
             PermissionMissing: they may not be read.
         """
+        if self._seen:
+            return True
         row = connection.execute(
             "select c.oid, pg_catalog.has_schema_privilege(n.oid, 'USAGE') "
             "and pg_catalog.has_table_privilege(c.oid, 'SELECT') "
@@ -88,6 +93,7 @@ class Ledger:
             raise self._unusable(connection)
         found = connection.execute(self.sql("select version from {format}")).fetchone()
         check_format(found[0] if found else FORMAT, f"the ledger in schema {self.schema} of {self.label}")
+        self._seen = self._remember
         return True
 
     def _unusable(self, connection: Connection) -> PermissionMissing:

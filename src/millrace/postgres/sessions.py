@@ -9,14 +9,27 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 
 from millrace.postgres.session import Connection, Database, connect
+
+FRESH_SECONDS = 1.0  # a session that was used so lately answers still
+BRIEF = frozenset({"ledger", "describe", "look", "check"})  # over before anybody asks the server who it is
+
+
+class _Idle(NamedTuple):
+    """A session that waits to be used again, as what the server knows it, and since when by the monotonic clock."""
+
+    connection: Connection
+    name: str
+    since: float
 
 
 class Sessions:
@@ -31,8 +44,8 @@ class Sessions:
     def __init__(self, database: Database, most: int | None = None, *, keep: bool = False) -> None:
         self.database = database
         self.most = most
-        self._keep = keep
-        self._idle: list[Connection] = []
+        self.keep = keep
+        self._idle: list[_Idle] = []
         self._booked = self._held = 0
         self._freed = threading.Condition()
         self._process = os.getpid()
@@ -71,19 +84,21 @@ class Sessions:
         Raises:
             MillraceError: see `session.connect`.
         """
-        connection = self._taken(purpose) or connect(self.database, purpose=purpose)
+        connection, name = self._taken(purpose) or (connect(self.database, purpose=purpose), purpose)
         try:
             yield connection
-            if self._keep and connection.info.transaction_status is not TransactionStatus.IDLE:
+            if self.keep and connection.info.transaction_status is not TransactionStatus.IDLE:
                 connection.rollback()
         except BaseException:
+            if connection.broken:  # the server may be gone, and the others with it
+                self.close()
             connection.close()
             raise
-        if not self._keep:
+        if not self.keep:
             connection.close()
             return
         with self._freed:
-            self._idle.append(connection)
+            self._idle.append(_Idle(connection, name, time.monotonic()))
 
     @contextmanager
     def held(self, purpose: str) -> Iterator[Connection]:
@@ -104,29 +119,29 @@ class Sessions:
         with self.booked(1, 1), self.session(purpose) as connection:
             yield connection
 
-    def _taken(self, purpose: str) -> Connection | None:
-        """Return a session that was used before and still answers."""
+    def _taken(self, purpose: str) -> tuple[Connection, str] | None:
+        """Return a session that was used before, and its name; one that waited long is asked whether it answers."""
         while True:
             with self._freed:
                 if self._process != os.getpid():  # a forked child must not use, nor end, its parent's sessions
                     self._process, self._idle = os.getpid(), []
                 if not self._idle:
                     return None
-                connection = self._idle.pop()
+                idle = self._idle.pop()
+            waited = time.monotonic() - idle.since
+            if waited < FRESH_SECONDS and (purpose == idle.name or purpose.partition(" ")[0] in BRIEF):
+                return idle.connection, idle.name
             try:
-                connection.execute(
-                    sql.SQL("set application_name = {}; set lock_timeout = 0").format(
-                        sql.Literal(f"millrace {purpose}".strip()[:63])
-                    )
-                )
+                name = sql.Literal(f"millrace {purpose}".strip()[:63])
+                idle.connection.execute(sql.SQL("set application_name = {}").format(name))
             except psycopg.Error:  # the server was restarted, or ended it
-                connection.close()
+                idle.connection.close()
             else:
-                return connection
+                return idle.connection, purpose
 
     def close(self) -> None:
         """Close the sessions that wait to be used again; more can be opened afterwards."""
         with self._freed:
             idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+        for one in idle:
+            one.connection.close()

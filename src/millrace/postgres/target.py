@@ -60,7 +60,7 @@ class PostgresTarget:
         self.database = database
         self.sessions = sessions or Sessions(database)
         self.name = name
-        self.book = Ledger(ledger_schema, database.label)
+        self.book = Ledger(ledger_schema, database.label, remember=self.sessions.keep)
         self._hearts: dict[str, Heart] = {}
 
     def connect(self, purpose: str) -> AbstractContextManager[Connection]:
@@ -398,6 +398,7 @@ class PostgresTarget:
                     sql.SQL("drop table if exists {}").format(sql.Identifier(self.book.stage_schema, name))
                 )
                 dropped.append(f"table {name} without a stage")
+            connection.execute("set lock_timeout = 0")  # the session is used again
         return dropped
 
 

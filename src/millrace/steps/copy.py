@@ -39,6 +39,8 @@ class CopyStep:
         entry = target.ledger(spec.asset)
         if entry is not None and entry.code != step.code:
             return Freshness(False, "its options changed")
+        if entry is None and ctx.run and spec.files is None:  # a plan wants to know more
+            return Freshness(False, "never published")
         if spec.files is not None:
             from millrace.steps.routes import files_lake
 
