@@ -7,6 +7,7 @@ transaction that runs it is READ ONLY too.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,13 @@ from millrace.postgres.catalog import PgColumn, Relation, columns_of_query, desc
 from millrace.postgres.cursors import PLAIN, Rule
 from millrace.postgres.session import Connection, translated
 
+# What a READ ONLY transaction does not stop, or stops with words that help nobody.
+_UNSTOPPED = re.compile(
+    "dblink|lo_|nextval|setval|set_config|pg_(sleep|terminate|cancel|notify|reload|rotate|switch|promote|advisory|"
+    "try_advisory|read_|ls_|file_|create_|drop_|logical_|replication_|wal_replay|stat_reset|export_snapshot|"
+    "current_xact_id$)|txid_current$|postgres_fdw_|(query|cursor|table|schema|database)_to_xml"
+)
+logging.getLogger("sqlglot").addHandler(logging.NullHandler())  # its warnings are our errors
 _TERMINAL = re.compile(r"\x1b\[[0-9;]*m")  # sqlglot underlines the offending word in its messages
 
 
@@ -195,6 +203,14 @@ def _refuse_writes(parsed: Any, what: str, text: str) -> None:
     from sqlglot import exp
 
     writes = (exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.Into, exp.Lock, exp.DDL, exp.Command)
+    for call in parsed.find_all(exp.Func):
+        name = call.name if isinstance(call, exp.Anonymous) else call.sql_name()
+        if _UNSTOPPED.match(name.lower()):
+            raise UsageError(
+                f"the {what} calls {name.lower()}, which does more than read",
+                detail=[_short(text)],
+                hint="a copy reads its source several times, in read-only transactions",
+            )
     found = next((node for node in parsed.walk() if isinstance(node, writes) and not isinstance(node, exp.Query)), None)
     if found is not None:
         raise UsageError(
