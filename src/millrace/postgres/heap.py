@@ -8,12 +8,13 @@ same file, types whose text no `alter type` changes. Everywhere else the answer 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from psycopg import sql
 
 from millrace.core.names import fingerprint
-from millrace.core.position import Whole
+from millrace.core.position import Position, Whole
 from millrace.postgres.reader import HALF_OF_XIDS, PostgresSnapshot, written_since
 from millrace.postgres.session import translated
 from millrace.postgres.source import Source
@@ -50,24 +51,47 @@ def heap_of(source: Source, snap: PostgresSnapshot) -> str | None:
     return fingerprint(snap.server, *map(str, row[1:]), str(source.relation.oid), source.schema().fingerprint)
 
 
-def touched(source: Source, position: Whole, snap: PostgresSnapshot) -> Touched:
-    """Say whether rows were written or deleted since a position.
+@dataclass(frozen=True, slots=True)
+class Since:
+    """Row versions of a table against a position.
+
+    Attributes:
+        before: rows that the position's digest is of.
+        rows: rows now.
+        perhaps: rows that were written by transactions that the position's snapshot may not have seen.
+        surely: those of them that it cannot have seen.
+        written: the predicate of the `perhaps` rows.
+    """
+
+    before: int
+    rows: int
+    perhaps: int
+    surely: int
+    written: sql.Composable
+
+    @property
+    def touched(self) -> Touched:
+        """`no`: the digest is still that of the position; `yes`: row versions came or went; else `unknown`."""
+        if self.rows != self.before or self.surely:
+            return "yes"
+        return "unknown" if self.perhaps else "no"
+
+
+def since(source: Source, position: Position | None, snap: PostgresSnapshot) -> Since | None:
+    """Count the rows that were written since a position; None where row versions cannot tell.
 
     Args:
         source: all rows of a table.
         position: of an earlier look at it.
         snap: the look of now.
-
-    Returns:
-        `no`: its digest is still that of the position; `yes`: row versions came or went; else `unknown`.
     """
-    if None in (position.heap, position.digest, position.snapshot) or position.heap != heap_of(source, snap):
-        return "unknown"
-    assert position.digest is not None  # noqa: S101 - seen above
-    assert position.snapshot is not None  # noqa: S101 - seen above
+    if not isinstance(position, Whole) or position.digest is None or position.snapshot is None:
+        return None
+    if position.heap is None or position.heap != heap_of(source, snap):
+        return None
     oldest, after = (int(part) for part in position.snapshot.split(":")[:2])
     if int(snap.state.split(":")[1]) - oldest >= HALF_OF_XIDS:
-        return "unknown"
+        return None
     count = sql.SQL("pg_catalog.count(*)")
     filtered = sql.SQL("{} filter (where {})")
     query = source.select(
@@ -75,6 +99,10 @@ def touched(source: Source, position: Whole, snap: PostgresSnapshot) -> Touched:
     )
     with translated(source.database, f"look at {source.label}", connection=snap.connection):
         rows, perhaps, surely = snap.connection.execute(query).fetchone() or (0, 0, 0)
-    if rows != position.digest.rows or surely:
-        return "yes"
-    return "unknown" if perhaps else "no"
+    return Since(position.digest.rows, rows, perhaps, surely, written_since(oldest))
+
+
+def touched(source: Source, position: Position | None, snap: PostgresSnapshot) -> Touched:
+    """Say whether rows were written or deleted since a position: see `Since.touched`."""
+    found = since(source, position, snap)
+    return "unknown" if found is None else found.touched

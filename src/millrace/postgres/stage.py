@@ -229,6 +229,14 @@ class PostgresStage:
         self._end(target, segment, count)
         return count
 
+    def lacking(self, there: Relation) -> int:
+        """Return how many of the staged keys an existing table does not hold."""
+        same = sql.SQL(" and ").join(sql.SQL("s.{0} = t.{0}").format(sql.Identifier(name)) for name in self.key)
+        query = sql.SQL("select pg_catalog.count(*) from {} s where not exists (select from {} t where {})")
+        with self.connect() as connection, translated(self._database.label, "look for keys", connection=connection):
+            row = connection.execute(query.format(self.identifier, there.identifier, same)).fetchone()
+        return int(row[0]) if row else 0
+
     def _begin(self, target: Connection) -> None:
         with translated(self._database.label, "write the stage", connection=target):
             target.execute("begin; set local synchronous_commit = off")  # the publish's commit flushes all before it

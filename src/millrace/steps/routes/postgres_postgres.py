@@ -45,6 +45,7 @@ from millrace.postgres.types import wire
 from millrace.steps.routes.postgres_backfill import bring_moved
 from millrace.steps.routes.postgres_look import Look, both_digests, look_at, whole_digest_there
 from millrace.steps.routes.postgres_scrub import rows_of, scrub
+from millrace.steps.routes.postgres_written import PLAN, written
 from millrace.steps.routes.relay import Relay
 from millrace.steps.scrubbing import moment, said_due, state_of
 from millrace.steps.spec import CopySpec
@@ -115,10 +116,10 @@ def _compared(look: Look) -> tuple[bool, str, int | None]:
     position = look.entry.position
     if not isinstance(position, Whole if look.spec.tracked is None else Cursor):
         return False, "the mode changed", rows
-    written = touched(look.source, position, look.snap) if isinstance(position, Whole) else "unknown"
-    if written == "yes":
+    touch = touched(look.source, position, look.snap)
+    if touch == "yes":
         return False, "rows were written at the source", rows
-    if written == "no" and isinstance(position, Whole):
+    if touch == "no" and isinstance(position, Whole):
         same = look.how in ("merge", "append") or whole_digest_there(look) == position.digest
         return (True, UNTOUCHED, 0) if same else (False, "source and target differ", rows)
     ours, theirs = both_digests(look, [whole])
@@ -276,9 +277,14 @@ def _since_position(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
 
 
 def _differing(look: Look, opened: PostgresStage, request: StageRequest, ctx: Context) -> Staged | None:
-    """Copy the segments that differ; when none does, only the position moves, if that."""
+    """Copy the rows that were written, or the segments that differ; when none does, only the position moves."""
+    if (found := written(look, opened, ctx)) is not None:
+        whole, expected = found
+        _check_count(look, whole.rows)
+        position = _position(look, whole, ctx)
+        return opened.close(position, expected, segments=[], whole=whole.to_json(), **_detail(look))
     segments = opened.plan
-    if segments is None:
+    if segments is None or segments == PLAN:
         segments = _fine(look)
         opened.planned(segments)
     ours, theirs = both_digests(look, segments)
@@ -335,7 +341,8 @@ def _position(look: Look, whole: Digest | None, ctx: Context) -> Position:
 def _position_only(look: Look, request: StageRequest, whole: Digest, ctx: Context) -> Staged | None:
     position = _position(look, whole, ctx)
     before = look.entry.position if look.entry is not None and look.entry.code == request.code else None
-    if isinstance(before, Whole) and isinstance(position, Whole) and before.digest == position.digest:
+    same = isinstance(before, Whole) and isinstance(position, Whole) and before.digest == position.digest
+    if same and touched(look.source, before, look.snap) != "yes":  # else the next look would find the same versions
         ctx.report.note("nothing changed")
         return None
     ctx.report.note(look.compared("no row differs; only the position is published"))
