@@ -98,6 +98,8 @@ def test_the_lake_is_verified_repaired_and_recorded(
     levels = [one["published"]["level"] for one in json.loads(millrace("status", "--json")[1])]
     assert levels == ["table", "applied"] or levels == ["applied", "table"]
 
+    assert "compared since 20" in millrace("status")[1]
+
     code, out, err = millrace("verify")
     assert (code, err) == (0, "")
     assert [line.split()[:3] for line in out.splitlines()] == [

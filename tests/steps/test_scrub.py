@@ -107,8 +107,12 @@ def test_case_16_rows_deleted_at_the_source_go_within_the_interval(bench: Bench)
     assert run(bench, 0.1)[1] == [], "not due yet, and no change says that rows are gone"
     assert bench.lake_rows(["id"]) != bench.source_rows(["id"])
     notes = []
+    spec = bench.spec(**INCREMENTAL, segment_rows=2_500)
+    step, killed = bench.context(spec, logical_time=at(0.9))
+    postgres_lake.stage(spec, bench.reader, bench.lake, step, killed)  # never published: nothing counts as compared
+    assert killed.report.notes[0].startswith("scrub: ")
+    killed.close()
     for day in range(1, 8):
-        spec = bench.spec(**INCREMENTAL, segment_rows=2_500)
         fresh = postgres_lake.fresh(spec, bench.reader, bench.lake, now=at(day))
         assert not fresh.fresh
         assert "segments is due" in fresh.reason

@@ -77,11 +77,15 @@ def compare(
 
     since = time.monotonic()
     with contextlib.ExitStack() as closing:
+        sides = [
+            (database_of(text, label, closing, trusted_urls=trusted_urls), TableRef.parse(name))
+            for text, label, name in ((left, "source", table), (right, "target", other))
+        ]
         halves = []
-        for text, label, name in ((left, "source", table), (right, "target", other)):
-            reader = PostgresReader(database_of(text, label, closing, trusted_urls=trusted_urls))
+        for database, ref in sides:
+            reader = PostgresReader(database)
             snap = closing.enter_context(reader.snapshot())
-            halves.append(Half(reader, snap, reader.source(TableRef.parse(name), connection=snap.connection)))
+            halves.append(Half(reader, snap, reader.source(ref, connection=snap.connection)))
         found = diff_halves(halves[0], halves[1], key, limit)
         figures = {}
         if statistics:

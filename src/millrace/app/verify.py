@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from millrace.app.runtime import Lazy
 from millrace.core.names import AssetId
 from millrace.core.plan import Plan, Step
-from millrace.errors import MillraceError, NotFound, UsageError, did_you_mean
+from millrace.core.ports import StepKind
+from millrace.errors import MillraceError, NotFound, ProofFailed, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from millrace.app.house import House
@@ -72,7 +73,7 @@ def verify(house: House, assets: Sequence[AssetId], limit: int, *, repair: bool 
 
     steps = [_step(house, asset) for asset in assets] or _all(house)
     kind = VerifyStep(house.runtime)
-    house.runtime.kinds = ChainMap({kind.kind: kind}, dict(house.runtime.kinds))
+    house.runtime.kinds = _with(kind, house.runtime.kinds)
     asked = [
         replace(step, kind=kind.kind, inputs=(), after=(), spec={"copy": step.spec["copy"], "limit": limit})
         for step in steps
@@ -99,10 +100,21 @@ def verify(house: House, assets: Sequence[AssetId], limit: int, *, repair: bool 
     return [_repaired(one, mended[f"copy:{one.asset}"]) if one.asset in broken else one for one in found]
 
 
+def _with(kind: StepKind, installed: Mapping[str, StepKind]) -> Mapping[str, StepKind]:
+    """Return the installed kinds and one more, each still made when it is first asked for."""
+
+    def maker(name: str) -> Callable[[], StepKind]:
+        return lambda: installed[name]
+
+    return Lazy({**{name: maker(name) for name in installed}, kind.kind: lambda: kind})
+
+
 def _repaired(one: Verified, outcome: StepOutcome) -> Verified:
-    done = outcome.error is None
+    error = outcome.error
+    if error is None and any(entry.level != "table" for entry in outcome.entries):
+        error = ProofFailed(f"{one.asset} was loaded again, but not all of it could be compared with its source")
     told = outcome.message or "loaded again"
-    return replace(one, error=outcome.error, recorded=done, repaired=told if done else "")
+    return replace(one, error=error, recorded=error is None, repaired="" if error else told)
 
 
 def _repairing(step: Step) -> Step:
@@ -126,10 +138,8 @@ def _step(house: House, asset: AssetId) -> Step:
 
 
 def _all(house: House) -> list[Step]:
-    from millrace.steps.verify import MODES
+    from millrace.steps.spec import CopySpec
+    from millrace.steps.verify import refusal
 
-    return [
-        step
-        for step in house.whole.steps
-        if step.kind == "copy" and step.spec["copy"]["mode"] in MODES and step.spec["copy"].get("files") is None
-    ]
+    copies = (step for step in house.whole.steps if step.kind == "copy")
+    return [step for step in copies if not refusal(CopySpec.from_json(step.spec["copy"]))]

@@ -149,6 +149,6 @@ def _compared(entry: LedgerEntry) -> tuple[dict[str, Any], list[str]]:
     found = {"since": state.since, "share": round(share, 4)}
     if entry.level == "table":
         return found, []
-    if share == 1 or state.since is None:
-        return found, [f"{share:.0%} of the table compared in 7 days"]
-    return found, [f"whole table compared since {_when(state.since)[:10]}"]
+    if state.since is None:
+        return found, [f"{share:.0%} of it compared in 7 days"]
+    return found, [f"compared since {_when(state.since)[:10]}"]

@@ -67,8 +67,7 @@ class VerifyStep:
         entry = target.ledger(spec.asset)
         if entry is None:
             raise NotFound(f"{spec.asset} was never published", hint=f"millrace run --select {spec.asset}")
-        if spec.files is not None or spec.mode not in MODES:
-            what = "files" if spec.files is not None else f"mode {spec.mode}"
+        if what := refusal(spec):
             raise UsageError(f"{spec.asset} cannot be verified: its source does not hold all of its rows ({what})")
         reader = self._resources.reader(spec.source)
         if isinstance(target, PostgresTarget):
@@ -97,6 +96,15 @@ class VerifyStep:
             if entry is None or entry.seq != staged.base or side.digests([whole])[whole.id] != wanted:
                 raise ProofFailed(f"{staged.asset} was changed while it was verified", hint="verify it again")
         return replace(target.prove(staged), level="table")
+
+
+def refusal(spec: CopySpec) -> str:
+    """Return why a copy's target holds rows that its source has no more, or nothing where it does not."""
+    if spec.files is not None:
+        return "it is copied from files"
+    if spec.mode == "incremental" and spec.cursor is None:
+        return "incremental without a cursor deletes nothing"
+    return "" if spec.mode in MODES else f"mode {spec.mode}"
 
 
 def differs(asset: AssetId, found: TableDiff) -> ProofFailed:
