@@ -328,7 +328,8 @@ def test_a_connection_killed_in_mid_copy_is_resumed(pair: Copy) -> None:
     def end() -> None:
         rows(
             pair.urls[0],
-            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'millrace copy'",
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'millrace%'"
+            " and datname = current_database()",
         )
 
     with at("postgres.stage.segment", end), pytest.raises(TransientFailure):
