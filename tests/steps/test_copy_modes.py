@@ -9,6 +9,8 @@ import pytest
 from doors import Copy, execute, leftovers, rows, table
 
 from millrace.app import open_house
+from millrace.app.verify import verify
+from millrace.core.names import AssetId
 from millrace.core.staged import Counts
 from millrace.errors import ContractBroken, GuardRefused, UsageError
 
@@ -290,6 +292,13 @@ tables:
         == rows(source, "select id, v from t order by 1")
     )
     assert len(rows(target, query.format("day", ""))) == 24
+    with open_house(tmp_path) as house:
+        name = AssetId("raw", "versions")
+        assert [(one.good, one.recorded) for one in verify(house, [name], 10)] == [(True, True)]  # of current versions
+        execute(target, "update raw.versions set v = 'by hand' where id = 9 and valid_to is null")
+        assert not verify(house, [name], 10)[0].good
+        assert verify(house, [name], 10, repair=True)[0].good
+        assert rows(target, "select v from raw.versions where id = 9 order by valid_from") == [("by hand",), ("v9",)]
     execute(source, "delete from t where id in (31, 50)")
     with open_house(tmp_path, interval=("2026-01-02", "2026-01-03")) as house:
         assert house.run(house.plan(["raw.t"]), show_as="silent").exit_code == 0

@@ -35,7 +35,7 @@ from millrace.steps.spec import CopySpec
 if TYPE_CHECKING:
     from millrace.steps.routes.lake_scrub import LakeSide
 
-MODES = ("full", "incremental", "truncate")
+MODES = ("full", "incremental", "truncate", "snapshot")
 
 
 class VerifyStep:
@@ -156,7 +156,11 @@ def _postgres(
             expected=left.digests([whole], ()),
             code=entry.code,
             date=entry.date,
-            detail={"fits": fits_of(look.there, look.source.names), "level": "table"},
+            detail={
+                "fits": fits_of(look.there, look.source.names),
+                "level": "table",
+                "versions": look.how == "snapshot",
+            },
         )
         return staged, found
 
