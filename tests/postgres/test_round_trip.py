@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from every_type import BUILT_IN, USER, USER_TYPES, copy, execute, fetch, fill, quoted, sent, text, types_of
 
-from millrace.errors import ContractBroken
+from millrace.errors import ContractBroken, ProofFailed
 from millrace.testing.servers import PostgresServer
 
 WAYS = ["15 to 18", "18 to 15", "18 to 18"]
@@ -286,6 +286,32 @@ def test_case_08_types_of_one_server_only(db15: str, db18: str) -> None:
         copy(db18, db15, "v")
     assert caught.value.detail == ("it belongs to the extension vector, which is not installed on that server",)
     assert caught.value.hint == "make it there first: CREATE EXTENSION vector;"
+
+
+def test_case_08_what_a_type_there_does_not_know_is_named(db15: str, db18: str) -> None:
+    execute(
+        db18,
+        "create type mood as enum ('sad', 'new'); create domain odd as int",
+        "create table t (id int primary key, mood mood, odd odd, span interval)",
+        "insert into t values (1, 'sad', -1, '1 day'), (2, 'new', null, null)",
+        "alter domain odd add constraint later check (value > 0) not valid",
+        "create table empty (); insert into empty default values",
+    )
+    execute(db15, "create type mood as enum ('sad')")
+    with pytest.raises(ContractBroken, match="could not write the stage") as caught:
+        copy(db18, db15, "t")
+    assert caught.value.detail == ('invalid input value for enum mood: "new" (SQLSTATE 22P02)', "column mood")
+    execute(db15, "alter type mood add value 'new'")
+    copy(db18, db15, "t")
+    assert text(db18, "public.t") == text(db15, "public.t")
+    copy(db18, db15, "empty", mode="truncate")
+    assert fetch(db15, b"select count(*) from public.empty") == [(1,)]
+    execute(
+        db18, "update t set span = 'infinity' where id = 2"
+    )  # PostgreSQL 15 has none: its binary form is a number there
+    with pytest.raises(ProofFailed):
+        copy(db18, db15, "t")
+    assert fetch(db15, b"select span from public.t where id = 2") == [(None,)]
 
 
 def test_case_06_encodings_and_characters_that_do_not_fit(pg15: PostgresServer, db15: str, db18: str) -> None:

@@ -26,7 +26,7 @@ PIECE = 1 << 20  # a larger row is handed over in pieces: libpq copies what it i
 WAKE_MS = 500  # a pump that waits looks this often whether it should stop
 CANCEL_SECONDS = 5.0
 LONGEST_VALUE = 100  # characters of a value that errors show
-_PLACE = re.compile(r"^COPY .*, line \d+, column (?P<column>.*?): (?P<value>.*)", re.MULTILINE)
+_PLACE = re.compile(r"^COPY .*, line \d+, column (?P<column>.*?)(?:: (?P<value>.*))?$", re.MULTILINE)
 
 Stopping = Callable[[], bool]
 
@@ -43,9 +43,8 @@ def copy_out(query: sql.Composable, *, binary: bool) -> sql.Composed:
 
 def copy_in(table: sql.Composable, columns: Sequence[sql.Composable], *, binary: bool) -> sql.Composed:
     """Return the COPY FROM statement into a table's columns."""
-    return sql.SQL("copy {} ({}) from stdin (format {})").format(
-        table, sql.SQL(", ").join(columns), sql.SQL("binary" if binary else "text")
-    )
+    names = sql.SQL(" ({})").format(sql.SQL(", ").join(columns)) if columns else sql.SQL("")  # a table may have none
+    return sql.SQL("copy {}{} from stdin (format {})").format(table, names, sql.SQL("binary" if binary else "text"))
 
 
 def relay(
@@ -109,7 +108,8 @@ def _translated(error: psycopg.Error, where: str, doing: str) -> MillraceError:
         error = psycopg.OperationalError(str(error))
     found = translate(error, where=where, doing=doing)
     if place := _PLACE.search(error.diag.context or ""):
-        found.detail = (*found.detail, f"column {place['column']}: {redact(place['value'])[:LONGEST_VALUE]}")
+        value = f": {redact(place['value'])[:LONGEST_VALUE]}" if place["value"] else ""  # the binary form shows none
+        found.detail = (*found.detail, f"column {place['column']}{value}")
     return found
 
 

@@ -41,7 +41,8 @@ select t.oid::int8 as oid, t.typtype::text as typtype, t.typnotnull as not_null,
     array(select e.enumlabel::text from pg_catalog.pg_enum e where e.enumtypid = t.oid
         order by e.enumsortorder) as labels,
     array(select 'constraint ' || pg_catalog.quote_ident(o.conname) || ' ' || pg_catalog.pg_get_constraintdef(o.oid)
-        from pg_catalog.pg_constraint o where o.contypid = t.oid and o.contype = 'c' order by o.conname) as checks,
+        from pg_catalog.pg_constraint o where o.contypid = t.oid and o.contype = 'c' and o.convalidated
+        order by o.conname) as checks,
     coalesce(c.relkind::text, '') as relkind,
     case when t.typtype = 'd' then array['value'] else array(select a.attname::text from pg_catalog.pg_attribute a
         where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped order by a.attnum) end as part_names,
@@ -255,14 +256,16 @@ class _Maker:
         if error.sqlstate is None or error.sqlstate.startswith(("08", "40", "53", "55", "57")):
             return found
         kind = PermissionMissing if isinstance(found, PermissionMissing) else ContractBroken
-        right = f"{found.hint} " if found.hint and kind is PermissionMissing else ""
-        return kind(
-            found.what, where=self._label, detail=found.detail, hint=f"{right}or run it there first: {statement};"
-        )
+        right = f"{found.hint} or " if found.hint and kind is PermissionMissing else ""
+        hint = f"{right}run it there first: {statement};"
+        return kind(found.what, where=self._label, detail=found.detail, hint=hint)
 
 
 def _domain(found: _Type) -> sql.Composable:
-    """Return what follows a domain's type, in the words of the source's server."""
+    """Return what follows a domain's type, in the words of the source's server.
+
+    A check that is not valid is left out: values that break it may be there.
+    """
     default = [] if found.default_expression is None else [f"default {found.default_expression}"]
     not_null = ["not null"] if found.not_null else []
     return sql.SQL(" ".join(["", *default, *not_null, *found.checks]))
