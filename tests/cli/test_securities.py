@@ -69,7 +69,7 @@ def test_the_template_runs_as_written_and_follows_its_source(desk: Path, millrac
             ).fetchone() == (True,)
         with psycopg.connect(url.rpartition("/")[0] + "/edi_source", autocommit=True) as source:
             withdrawn = source.execute(
-                "update edi_690 set actflag = 'D', changed = current_timestamp where eventid = 1000004 returning eventcd"
+                "update edi_690 set actflag = 'D', changed = to_char(now(), 'YYYY/MM/DD HH24:MI:SS') where eventid = 1000004 returning eventcd"
             ).fetchall()
             source.execute("delete from stock_master where stock_code = '000010'")
             source.execute(

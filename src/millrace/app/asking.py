@@ -75,10 +75,14 @@ def _ask_postgres(
     runtime: Runtime, sql: str, limit: int
 ) -> tuple[tuple[str, ...], tuple[bool, ...], list[tuple[Any, ...]]]:
     """Ask a PostgreSQL warehouse in its own SQL, in a transaction that may only read."""
+    from psycopg.sql import Composed
+
     from millrace.postgres.session import translated
+    from millrace.postgres.source import author_select
     from millrace.postgres.warehouse import PostgresWarehouse
 
     tables_of(sql, "postgres")
+    statement = Composed([author_select(sql)])
     warehouse = runtime.target("warehouse")
     assert isinstance(warehouse, PostgresWarehouse)  # noqa: S101 - wired here
     with (
@@ -88,7 +92,7 @@ def _ask_postgres(
     ):
         connection.execute("set transaction read only")
         with connection.cursor("query") as cursor:  # the server keeps what is not shown
-            cursor.execute(sql.strip().rstrip(";").encode())
+            cursor.execute(statement)
             rows = cursor.fetchmany(limit)
             described = cursor.description or ()
             columns = tuple(column.name for column in described)

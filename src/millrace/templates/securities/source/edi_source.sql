@@ -30,7 +30,7 @@ cross join lateral unnest(
 
 create table edi_690 (
     eventcd varchar(10) not null, eventid integer not null, optionid integer not null, serialid integer not null,
-    scexhid integer not null, sedolid integer not null, actflag char(1), changed timestamp not null, created text,
+    scexhid integer not null, sedolid integer not null, actflag char(1), changed text not null, created text,
     secid integer, issid integer, isin varchar(12), uscode varchar(9), issuername varchar(70),
     cntryofincorp varchar(2), sectycd varchar(3), securitydesc varchar(70), parvalue text, pvcurrency varchar(3),
     statusflag char(1), primaryexchgcd varchar(6), sedol varchar(7), sedolcurrency varchar(3), defunct char(1),
@@ -56,7 +56,7 @@ create table edi_690 (
     primary key (eventcd, eventid, optionid, serialid, scexhid, sedolid));
 
 -- One row for each event, option and listing. One in 40 is of a security that the master does not know; one in 30 was
--- withdrawn: its actflag says so, the row stays. priority is a number kept as text: 1.0.
+-- withdrawn: its actflag says so, the row stays. priority is a number kept as text: 1.0. changed is a time kept as text.
 insert into edi_690 (
   eventcd, eventid, optionid, serialid, scexhid, sedolid, actflag, changed, created, secid, issid, isin, issuername,
   cntryofincorp, sectycd, securitydesc, parvalue, pvcurrency, statusflag, primaryexchgcd, exchgcntry, exchgcd, mic, localcode,
@@ -65,7 +65,8 @@ insert into edi_690 (
 select
   e.eventcd, 1000000 + i, o.optionid, 1, s.n::int, s.n::int + 5000,
   case when pg_temp.pick(i, 11, 30) = 0 then 'D' when pg_temp.pick(i, 12, 5) = 0 then 'U' else 'I' end,
-  current_date - make_interval(days => 1 + pg_temp.pick(i, 13, 400)::int, secs => pg_temp.pick(i, 14, 86400)),
+  to_char(current_date - make_interval(days => 1 + pg_temp.pick(i, 13, 400)::int, secs => pg_temp.pick(i, 14, 86400)),
+    'YYYY/MM/DD HH24:MI:SS'),
   to_char(e.day - 20, 'YYYYMMDD'), s.n::int, s.n::int, case when i % 40 = 0 then 'US' || lpad(i::text, 10, '0') else s.isin end,
   s.name_en, 'KR', 'EQS', 'Ordinary Shares', '5000.00000', 'KRW', 'A', s.exchange, 'KR', s.exchange, s.exchange, s.stock_code,
   'L', 'Exdate', to_char(e.day, 'YYYY/MM/DD'), 'Recdate', to_char(e.day + 1, 'YYYY/MM/DD'),

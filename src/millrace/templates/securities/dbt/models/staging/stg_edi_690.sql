@@ -2,7 +2,8 @@
 -- flag's values up in the provider's table).
 select
   eventcd as event_code, eventid as event_id, optionid as option_id, serialid as serial_id, scexhid as listing_id,
-  sedolid as sedol_id, actflag as action_flag, coalesce(actflag in ('D', 'C'), false) as is_deleted, changed as changed_at,
+  sedolid as sedol_id, actflag as action_flag, coalesce(actflag in ('D', 'C'), false) as is_deleted,
+  {{ edi_time('changed') }} as changed_at,
   {{ day_of('created') }} as created_on, isin, issuername as issuer_name, sectycd as security_type, mic, localcode as local_code,
   date1type as date1_type, {{ edi_date('date1') }} as date1, date2type as date2_type, {{ edi_date('date2') }} as date2,
   date3type as date3_type, {{ edi_date('date3') }} as date3, paytype as pay_type,
