@@ -170,7 +170,7 @@ def test_killed_while_it_brings_changes(pair: Pair, point: str, how: str) -> Non
 
 
 @pytest.mark.parametrize("point", ["postgres.stage.segment", "engine.before_publish", "postgres.publish.before_commit"])
-def test_the_second_of_two_copies_refuses(pair: Pair, point: str) -> None:
+def test_case_23_the_second_of_two_copies_refuses(pair: Pair, point: str) -> None:
     first = pair.paused(point)
     code, text = pair.run()
     assert code == 1, text

@@ -288,7 +288,7 @@ STATES = [
 ]
 
 
-def test_every_state_has_a_class(db15: str) -> None:
+def test_case_24_every_state_has_a_class(db15: str) -> None:
     found = []
     with connect(database_from_url(db15, "SRC")) as connection:
         raise_it = sql.SQL("do $do$ begin raise exception 'said so' using errcode = {}; end $do$")

@@ -104,7 +104,7 @@ def history(copy: Copy) -> list[Any]:
 
 
 @pytest.mark.parametrize(("how", "point"), [*((how, point) for point in POINTS for how in HOWS), *RARER])
-def test_killed(pair: Copy, how: str, point: str) -> None:
+def test_case_22_killed(pair: Copy, how: str, point: str) -> None:
     copy = prepared(pair, how)
     seq = 0 if how == "create" else 1
     if how == "merge":
@@ -324,7 +324,7 @@ def test_a_commit_that_did_not_happen_can_be_tried_again(pair: Copy) -> None:
     assert clean(pair)
 
 
-def test_a_connection_killed_in_mid_copy_is_resumed(pair: Copy) -> None:
+def test_case_21_a_connection_killed_in_mid_copy_is_resumed(pair: Copy) -> None:
     def end() -> None:
         rows(
             pair.urls[0],
