@@ -132,9 +132,10 @@ def digests(rows: Iterable[pa.RecordBatch], schema: Schema, segments: Sequence[S
     total = [0] * len(segments)
     for batch in rows:
         where = places(batch, schema, segments)
-        hashes = hash_rows(batch, schema).view("<i8")
         inside = where >= 0
-        where, hashes = where[inside], hashes[inside]
+        if not inside.all():
+            batch, where = batch.filter(pa.array(inside)), where[inside]
+        hashes = hash_rows(batch, schema).view("<i8")
         count += np.bincount(where, minlength=len(segments))
         for part in np.unique(where):  # halves apart: each sum stays below 2^63
             one = hashes[where == part]

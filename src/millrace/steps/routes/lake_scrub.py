@@ -140,7 +140,8 @@ def scrub(
     wanted = [segments[number] for number in numbers]
     rows = alive(unchanged(reader, base, key, since, snap), spec.soft_delete)
     changes = [str(path) for path in (*folder.files, *dead)]  # and what they mark as deleted
-    ours = dict(digest_segments(snap.connection, rows, wanted, key))
+    due_rows = rows.narrowed(any_of(wanted, base.pick(key)))  # by index, or at least hashed no further than the key
+    ours = dict(digest_segments(snap.connection, due_rows, wanted, key))
     theirs = side.digests(wanted, changes)
     different = [segment for segment in wanted if ours[segment.id] != theirs[segment.id]]
     detail: dict[str, Any] = {"level": "table"} if len(numbers) == len(segments) else {}

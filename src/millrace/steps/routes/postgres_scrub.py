@@ -75,7 +75,8 @@ def scrub(look: Look, opened: PostgresStage, changes: Mapping[SegmentId, Digest]
     segments = state.segments()
     wanted = [segments[number] for number in numbers]
     rows = alive(unchanged(look.reader, look.base, look.key, look.since, look.snap), look.spec.soft_delete)
-    ours = dict(digest_segments(look.snap.connection, rows, wanted, look.key))
+    due_rows = rows.narrowed(any_of(wanted, look.base.pick(look.key)))  # by index, or hashed no further than the key
+    ours = dict(digest_segments(look.snap.connection, due_rows, wanted, look.key))
     with look.target.connect("scrub") as there:
         theirs = _theirs(look, opened, there, wanted)
         different = [segment for segment in wanted if ours[segment.id] != theirs[segment.id]]
@@ -113,7 +114,7 @@ def _theirs(
     with translated(target.database, "look at the stage", connection=there):
         there.execute(sql.SQL("analyze {}").format(opened.identifier))
     rest = target.narrowed(lacking(key, look.there.identifier, staged))
-    return dict(digest_segments(there, rest, segments, look.key))
+    return dict(digest_segments(there, rest.narrowed(any_of(segments, key)), segments, look.key))
 
 
 def _against(look: Look, opened: PostgresStage, there: Connection) -> tuple[int, int]:
