@@ -59,9 +59,13 @@ def ask(url: str, query: str) -> list[Any]:
 
 
 @contextmanager
-def money_moves(url: str) -> Iterator[None]:
-    """Move money from one table to the other all the while, in single transactions."""
+def money_moves(url: str) -> Iterator[list[int]]:
+    """Move money from one table to the other all the while, in single transactions; yields how many copies connect."""
     stop = threading.Event()
+    seen: list[int] = []
+    ours = (
+        "select count(*) from pg_stat_activity where application_name like 'millrace%' and datname = current_database()"
+    )
 
     def move() -> None:
         with psycopg.connect(url) as connection:
@@ -69,13 +73,14 @@ def money_moves(url: str) -> Iterator[None]:
                 connection.execute("update cash set amount = amount - 1 where id = %s", (1 + number % 100,))
                 connection.execute("update sales.debts set amount = amount + 1 where id = %s", (1 + number % 97,))
                 connection.commit()
+                seen.extend(connection.execute(ours).fetchone() or ())
                 if stop.is_set():
                     return
 
     thread = threading.Thread(target=move)
     thread.start()
     try:
-        yield
+        yield seen
     finally:
         stop.set()
         thread.join()
@@ -92,8 +97,9 @@ def test_all_of_a_database_is_of_one_moment(millrace: Any, db15: str, db18: str)
     assert listed["excluded"] == 1
     assert {one["name"] for one in listed["not_copied"]} == {"sales.rich", "public.numbers"}
     assert ask(db18, THERE) == []
-    with money_moves(db15):
+    with money_moves(db15) as connected:
         done = millrace(*everything, **names)
+    assert 2 <= max(connected) <= 4
     assert done.code == 0, done.err
     assert ask(db18, THERE) == ["public.Odd", "public.cash", "sales.debts", "sales.log"]
     assert ask(db18, TOTAL) == [200_000]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from millrace.app.runtime import Runtime
     from millrace.engine.records import RunResult
     from millrace.postgres.inventory import ForeignKey, Holding
+    from millrace.postgres.target import PostgresTarget
 
 SNAPSHOT = "this copy"
 TOGETHER = "together"
@@ -255,7 +256,7 @@ def copy_tables(
     with runtime_of(source, target, most=options.workers + 2, trusted_urls=trusted_urls) as runtime:
         chosen = choose(runtime, pattern, exclude, shared=SNAPSHOT)
         specs = _specs(chosen, into, options)
-        with runtime.reader(TARGET).connect("copy"):  # a target that is away is one error, not one for each table
+        with _target(runtime).connect("look"):  # a target that is away is one error, not one for each table
             pass
         steps = [copy_step(spec, group=TOGETHER if together else "") for spec in specs]
         result = through_engine(runtime, steps, jobs=jobs, show_progress=show_progress)
@@ -264,6 +265,14 @@ def copy_tables(
         made, not_made = _tie(runtime, chosen, places, wanted=with_foreign_keys)
     tables = {step.key: (spec.table, spec.place) for spec, step in zip(specs, steps, strict=True)}
     return WholeOutcome(result, chosen, tables, made, tuple(not_made), time.monotonic() - since)
+
+
+def _target(runtime: Runtime) -> PostgresTarget:
+    from millrace.postgres.target import PostgresTarget
+
+    found = runtime.target(f"{CONNECTION}{TARGET}")
+    assert isinstance(found, PostgresTarget)  # noqa: S101 - made for a database
+    return found
 
 
 def _tie(
@@ -275,7 +284,8 @@ def _tie(
     if not wanted or not chosen.keys:
         return 0, [(key, "not asked for") for key in chosen.keys]
     made, not_made = 0, []
-    with runtime.reader(TARGET).connect("foreign keys") as connection:
+    place = _target(runtime)
+    with place.connect("foreign keys") as connection:
         for key in chosen.keys:
             if key.ref not in places or key.other not in places:
                 missing = key.ref if key.ref not in places else key.other
@@ -283,7 +293,7 @@ def _tie(
             elif not key.whole:
                 not_made.append((key, "ON DELETE SET of some columns is not built yet"))
             else:
-                problem = make_foreign_key(connection, key, places[key.ref], places[key.other], f"{CONNECTION}{TARGET}")
+                problem = make_foreign_key(connection, key, places[key.ref], places[key.other], place.database.label)
                 made += problem is None
                 if problem is not None:
                     not_made.append((key, _sentence(problem)))

@@ -111,7 +111,7 @@ class Doors:
 
     def stage(self, work: Work, ctx: StepContext, ledger: dict[AssetId, LedgerEntry | None]) -> None:
         """The first door. A step that has nothing to publish is fresh afterwards."""
-        self.session.stop.check("before staging")
+        self.session.stop.check("before staging", work.step.label)
         bases = {asset: entry.seq if entry else 0 for asset, entry in ledger.items()}
         work.bases = bases or None
         self.note(work, "staging", bases=work.bases)
@@ -139,7 +139,7 @@ class Doors:
 
     def prove(self, work: Work, ctx: StepContext) -> None:
         """The second door."""
-        self.session.stop.check("before proving")
+        self.session.stop.check("before proving", work.step.label)
         self.note(work, "proving")
         work.report.results.clear()
         work.proofs = tuple(self.session.kind(work.step).prove(work.step, work.staged or (), ctx))
@@ -208,7 +208,7 @@ class Doors:
 
     def publish(self, works: Sequence[Work], leases: Sequence[str]) -> None:
         """The third door, for all of a group at once. A target gets one call with everything of it."""
-        self.session.stop.check("before publishing")
+        self.session.stop.check("before publishing", works[-1].step.label)
         label = works[-1].step.label
         for work in works:
             self.note(work, "publishing")

@@ -27,14 +27,18 @@ class Stop:
         """Ask the run to stop."""
         self._flag.set()
 
-    def check(self, doing: str) -> None:
+    def check(self, doing: str, where: str | None = None) -> None:
         """End here when the run was asked to stop.
+
+        Args:
+            doing: `before staging`.
+            where: the step, as people call it, where there is one.
 
         Raises:
             Interrupted: it was.
         """
         if self._flag.is_set():
-            raise Interrupted(f"stopped {doing}")
+            raise Interrupted(f"stopped {doing}", where=where)
 
     def sleep(self, seconds: float) -> None:
         """Wait; a stop ends the wait.
