@@ -188,6 +188,7 @@ def test_what_is_wrong_is_one_error(millrace: Any, db18: str, other18: str) -> N
         (("sales.*", "env:DST", "raw.debts"), "not a place for several tables: 'raw.debts'"),
         (("sales.*", "env:DST", "--key", "id"), "--key is about one table"),
         (("*", "env:DST", "raw.*", "--exclude", "nothing here"), "not a pattern of tables: 'nothing here'"),
+        (("sales.*", "env:DST", "--exclude", "*"), "every table that matches sales.* is excluded"),
         (("cash", "env:DST", "--exclude", "a.*"), "--exclude is for several tables"),
         (("*", "postgresql://postgres@127.0.0.1:1/x"), "cannot connect to x on 127.0.0.1"),
     ):

@@ -176,6 +176,10 @@ def choose(runtime: Runtime, pattern: str, exclude: Sequence[str], *, shared: st
         kept = [one for one in meant if not any(other.takes(one.ref) for other in unwanted)]
         tables = sorted((one for one in kept if one.table), key=lambda one: -one.bytes)
         keys = foreign_keys(snap.connection, {one.ref for one in tables}, label) if tables else []
+    if not tables and any(one.table for one in meant):
+        raise NotFound(
+            f"every table that matches {pattern} is excluded", where=label, hint=f"not by {', '.join(exclude)}"
+        )
     if not tables:
         schemas = list(dict.fromkeys(one.schema_name for one in found if one.table))
         asked = pattern.rpartition(".")[0].strip('"')

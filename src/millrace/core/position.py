@@ -23,6 +23,8 @@ class Cursor:
         server: the cluster's system identifier; a snapshot says nothing on another cluster.
         tail: digest of the rows that the next look from this position would read now; equal later: nothing changed.
         scrub: when which part of the table was compared whole; None: that is not kept.
+        table: which table and columns these are to the server: another one of the same name, or a column that was
+            dropped and made again, holds other values without a new row version; None: that is not known.
     """
 
     column: str
@@ -31,6 +33,7 @@ class Cursor:
     server: str | None = None
     tail: Digest | None = None
     scrub: Scrub | None = None
+    table: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the position as JSON types."""
@@ -42,6 +45,8 @@ class Cursor:
             "server": self.server,
             "tail": None if self.tail is None else self.tail.to_json(),
         }
+        if self.table is not None:
+            found["table"] = self.table
         return found if self.scrub is None else {**found, "scrub": self.scrub.to_json()}
 
 
@@ -146,6 +151,7 @@ def position_from_json(data: Mapping[str, Any]) -> Position:
                 data.get("server"),
                 None if tail is None else Digest.from_json(tail),
                 None if scrub is None else Scrub.from_json(scrub),
+                data.get("table"),
             )
         case "whole":
             digest = data.get("digest")

@@ -20,6 +20,7 @@ _DAY = "[0-9]{4}[-/][0-9]{2}[-/][0-9]{2}"
 _TIME = rf"^{_DAY}[ T][0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}}([.][0-9]+)?$"
 FORMATS = {"yyyymmdd": "^[0-9]{8}$", "date": f"^{_DAY}$", "datetime": _TIME, "timestamp": _TIME}
 """By name the regular expression of a text cursor; / and T may stand for - and the space."""
+_BOUND = re.compile("([0-9]{4})[-/]?([0-9]{2})[-/]?([0-9]{2})([ T][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.][0-9]+)?)?)?")
 
 _TIMES = {"date": "date", "timestamp": "timestamp", "timestamptz": "timestamptz"}
 _NUMBERS = {
@@ -82,13 +83,26 @@ class Rule:
         ).format(column.identifier, sql.Literal(FORMATS[self.format]))
 
     def between(self, column: PgColumn, start: str | None, end: str | None) -> sql.Composable:
-        """Return the predicate of values from `start` on and before `end`; null is in no interval."""
+        """Return the predicate of values from `start` on and before `end`; null is in no interval.
+
+        Raises:
+            UsageError: the column is a text, and a bound is no date.
+        """
         place, parts = self.ordered(column), []
         for sign, bound in ((">=", start), ("<", end)):
             if bound is not None:
-                text = bound.replace("/", "-").replace("T", " ") if is_text(column) else bound
+                text = self._bound(column, bound) if is_text(column) else bound
                 parts.append(sql.SQL("{} {} {}").format(place, sql.SQL(sign), sql.Literal(text)))
         return sql.SQL("({})").format(sql.SQL(" and ").join(parts or [sql.SQL("{} is not null").format(place)]))
+
+    def _bound(self, column: PgColumn, bound: str) -> str:
+        found = _BOUND.fullmatch(bound)
+        if found is None:
+            raise UsageError(
+                f"{bound!r} is no bound of the cursor {sql_name(column.name)}, which is a text of dates",
+                hint="write a date, or a date with a time and no time zone: 2026-01-31, 2026-01-31 12:00:00",
+            )
+        return ("" if self.format == "yyyymmdd" else "-").join(found.groups()[:3]) + (found[4] or "").replace("T", " ")
 
     def since(self, column: PgColumn, value: str) -> sql.Composable:
         """Return the value from which a position looks: its own, or one before it.

@@ -3,7 +3,8 @@
 A row that was written since has an xmin that the snapshot did not see; a row that was only deleted is missing from the
 count. So when no row is new and as many are there, each row is the one that was digested then. It holds while
 transaction ids mean what they meant: same server process, no crash of it (which resets its statistics), no standby, the
-same file, types whose text no `alter type` changes. Everywhere else the answer is "unknown", and the rows are digested.
+same file and columns (one that was dropped and made again has another number), types whose text no `alter type`
+changes. Everywhere else the answer is "unknown", and the rows are digested.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Touched = Literal["no", "yes", "unknown"]
 
 _LIFE = """
 select pg_catalog.pg_is_in_recovery(), pg_catalog.pg_postmaster_start_time()::text,
-    (select stats_reset::text from pg_catalog.pg_stat_bgwriter), pg_catalog.pg_relation_filenode(%s)::text,
+    pg_catalog.pg_stat_get_bgwriter_stat_reset_time()::text, pg_catalog.pg_relation_filenode(%s)::text,
     (select oid::text from pg_catalog.pg_database where datname = pg_catalog.current_database())
 """
 
@@ -48,7 +49,7 @@ def heap_of(source: Source, snap: PostgresSnapshot) -> str | None:
         row = snap.connection.execute(_LIFE, (source.relation.oid,)).fetchone()
     if row is None or row[0] or any(value is None for value in row):
         return None
-    return fingerprint(snap.server, *map(str, row[1:]), str(source.relation.oid), source.schema().fingerprint)
+    return fingerprint(snap.server, *map(str, row[1:]), source.identity or "", source.schema().fingerprint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -317,7 +317,7 @@ class PostgresReader:
             raise
         if row is not None:
             value = row[0]
-        return Cursor(column, value, snap.state, snap.server)
+        return Cursor(column, value, snap.state, snap.server, table=source.identity)
 
     def changes(self, source: Source, position: Cursor, snap: PostgresSnapshot) -> Source:
         """Return the rows to look at since a position: see `change_predicate`."""
@@ -328,6 +328,8 @@ class PostgresReader:
         return source.narrowed(sql.SQL("not {}").format(self._changed(source, position, snap)))
 
     def _changed(self, source: Source, position: Cursor, snap: PostgresSnapshot) -> sql.Composable:
+        if position.table is not None and position.table != source.identity:
+            return sql.SQL("true")  # rows that are older than the position may hold what was never read
         versions = source.paged and position.server == snap.server
         column = source[position.column]
         return change_predicate(position, column, now=snap.state, versions=versions, rule=source.rule)

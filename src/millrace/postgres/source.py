@@ -7,6 +7,7 @@ transaction that runs it is READ ONLY too.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from psycopg import sql
 
-from millrace.core.names import TableRef
+from millrace.core.names import TableRef, fingerprint
 from millrace.core.schema import Schema
 from millrace.errors import MillraceError, UsageError
 from millrace.postgres.catalog import PgColumn, Relation, columns_of_query, describe, missing_column
@@ -67,6 +68,19 @@ class Source:
     def paged(self) -> bool:
         """Whether heap pages and row versions (ctid, xmin) can be used."""
         return self.relation is not None and self.query is None and self.relation.paged
+
+    @property
+    def identity(self) -> str | None:
+        """What tells a table and its columns from others of the same names; None for a query.
+
+        A column that was dropped and made again has another number, and the same row versions. A view may be made
+        again each day and is the same.
+        """
+        if self.relation is None or self.query is not None:
+            return None
+        oid = str(self.relation.oid) if self.paged else ""
+        columns = [(one.name, one.number, one.generation if one.generated == "v" else None) for one in self.columns]
+        return fingerprint(oid, json.dumps(columns))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -183,7 +183,7 @@ class Look:
             return Whole(whole, self.snap.state, heap_of(self.source, self.snap))
         found = self.reader.cursor(self.base, self.spec.tracked, self.snap)
         tail = whole_digest(self.snap.connection, self.reader.changes(self.base, found, self.snap))
-        return Cursor(found.column, found.value, found.snapshot, found.server, tail)
+        return replace(found, tail=tail)
 
 
 @contextmanager
