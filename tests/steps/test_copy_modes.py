@@ -239,6 +239,34 @@ def test_backfill(pair: Copy) -> None:
     assert clean(pair)
 
 
+def test_bounds_of_an_interval(pair: Copy) -> None:
+    source, target = pair.urls
+    execute(source, "alter table t alter at type text using to_char(at, 'YYYYMMDD')")
+    copy = pair.with_(mode="incremental", cursor="at", cursor_format="yyyymmdd")
+    copy.run()
+    execute(target, "update t set v = 'by hand' where at = '20260102'")
+    day = copy.with_(mode="backfill", start="2026-01-02", end="2026/01/03")
+    assert day.dry_run() == Counts(0, 24)
+    entry = day.run()
+    assert entry is not None
+    assert table(source) == table(target)
+    assert day.with_(start="20260102").fresh().fresh
+    for start, end, says in (
+        ("2026-01-03", "2026-01-02", "the interval is empty"),
+        ("2026-01-02 09:00+09", None, "is no bound of the cursor"),
+        ("", None, "is no bound of the cursor"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            day.with_(start=start, end=end).run()
+    for start, end, says in (("9", "10", ""), ("10", "9", "the interval is empty"), ("x", None, "no interval of the")):
+        ids = day.with_(cursor="id", cursor_format=None, start=start, end=end)
+        if not says:
+            assert ids.fresh().fresh
+            continue
+        with pytest.raises(UsageError, match=says):
+            ids.run()
+
+
 def test_a_backfill_makes_a_table_and_the_position_is_open(pair: Copy) -> None:
     day = pair.with_(mode="backfill", cursor="at", start="2026-01-02", end="2026-01-03")
     entry = day.run()

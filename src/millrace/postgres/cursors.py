@@ -10,11 +10,13 @@ import datetime as dt
 import re
 from dataclasses import dataclass
 
+import psycopg
 from psycopg import sql
 
 from millrace.errors import ContractBroken, UsageError
 from millrace.postgres.catalog import PgColumn
 from millrace.postgres.names import sql_name
+from millrace.postgres.session import Connection
 
 _DAY = "[0-9]{4}[-/][0-9]{2}[-/][0-9]{2}"
 _TIME = rf"^{_DAY}[ T][0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}}([.][0-9]+)?$"
@@ -83,17 +85,35 @@ class Rule:
         ).format(column.identifier, sql.Literal(FORMATS[self.format]))
 
     def between(self, column: PgColumn, start: str | None, end: str | None) -> sql.Composable:
-        """Return the predicate of values from `start` on and before `end`; null is in no interval.
-
-        Raises:
-            UsageError: the column is a text, and a bound is no date.
-        """
+        """Return the predicate of values from `start` on and before `end`: see `check_interval`; null is in none."""
         place, parts = self.ordered(column), []
         for sign, bound in ((">=", start), ("<", end)):
             if bound is not None:
                 text = self._bound(column, bound) if is_text(column) else bound
                 parts.append(sql.SQL("{} {} {}").format(place, sql.SQL(sign), sql.Literal(text)))
         return sql.SQL("({})").format(sql.SQL(" and ").join(parts or [sql.SQL("{} is not null").format(place)]))
+
+    def check_interval(self, connection: Connection, column: PgColumn, start: str | None, end: str | None) -> None:
+        """Refuse bounds that the column's type does not know, and an interval that holds nothing.
+
+        Raises:
+            UsageError: it says which.
+        """
+        bounds = []
+        for bound in (start, end):
+            text = self._bound(column, bound) if bound is not None and is_text(column) else bound
+            kind = sql.Identifier(column.base_namespace, column.base_name)
+            place = sql.SQL("{}::{}").format(sql.Literal(text), kind)
+            bounds.append(sql.SQL('({} collate pg_catalog."C")').format(place) if is_text(column) else place)
+        try:
+            row = connection.execute(sql.SQL("select {} < {}").format(*bounds)).fetchone()
+        except psycopg.errors.DataError as error:
+            raise UsageError(
+                f"no interval of the cursor {sql_name(column.name)}, which is {column.type}",
+                detail=[error.diag.message_primary or str(error)],
+            ) from error
+        if row is not None and row[0] is False:
+            raise UsageError(f"the interval is empty: it begins at {start} and ends before {end}")
 
     def _bound(self, column: PgColumn, bound: str) -> str:
         found = _BOUND.fullmatch(bound)

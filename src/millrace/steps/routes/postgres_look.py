@@ -203,6 +203,8 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
         if spec.tracked is not None:
             rule = Rule(spec.cursor_format, spec.lookback)
             rule.check(source[spec.tracked], source.label)  # NotFound with the nearest name
+            if spec.mode == "backfill":
+                rule.check_interval(snap.connection, source[spec.tracked], spec.start, spec.end)
             base = source = replace(source, rule=rule)
             if versions := spec.mode != "append" and not proven(source, key):
                 source = newest(base, key, spec.tracked)
