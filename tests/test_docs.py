@@ -190,7 +190,7 @@ def commands_page() -> str:
         rows = []
         for parameter in command.params:
             if parameter.param_type_name == "argument":
-                shown = (parameter.metavar or parameter.name.upper()).strip("[]")
+                shown = re.sub(r"[\[\]]", "", parameter.metavar or parameter.name.upper())
                 usage.append(shown if parameter.required else f"[{shown}]")
                 rows.append((f"`{shown}`", parameter.help or ""))
             else:

@@ -39,7 +39,7 @@ FILE = """\
 # Proposed from the catalogue of env:SHOP_DB_URL, schema public; yours to change from here on.
 #
 # full: the whole table is read and the copy made equal; what was deleted goes there too.
-# incremental: what changed is read, found by the cursor and by row versions; what was deleted stays.
+# incremental: what changed is read, found by cursor and row versions; what was deleted goes within 7 days.
 
 from: shop
 to: bronze

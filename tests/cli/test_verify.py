@@ -126,14 +126,14 @@ def test_the_lake_is_verified_repaired_and_recorded(
 
     code, out, _ = millrace("verify")
     assert code == 1
-    assert " bronze.orders   differs from public.orders in shop_db, 1 row changed since the last load" in out
+    assert " bronze.orders  differs from public.orders in shop_db, 1 row changed since the last load" in out
     assert " id = 77   note  주문 77  →  spoilt" in out or "id = 77" in out
     assert " code = c9   only right" in out
     assert " to make it equal: millrace verify bronze.items --repair" in out
 
     code, out, err = millrace("verify", "--repair")
     assert (code, err) == (0, "")
-    assert "repaired   scrub: the whole table, 1 row changed, 1 row deleted at the source" in out
+    assert "repaired  scrub: the whole table, 1 row changed, 1 row deleted at the source" in out
     code, out, _ = millrace("verify")
     assert (code, out.count("equal"), "1,000 rows" in out, "49 rows" in out) == (0, 2, True, True)
 
@@ -148,6 +148,8 @@ def test_the_lake_is_verified_repaired_and_recorded(
     assert [columns[name]["left"] == columns[name]["right"] for name in ("id", "amount", "note")] == [True, False, True]
     code, _, err = millrace("diff", "shop_db", "orders", "lake", "bronze.orders", "--repair")
     assert (code, "millrace verify bronze.orders --repair" in err) == (2, True)
+    (tmp_path / "copies/shop.yaml").write_text(LAKE.replace("incremental", "append"))
+    assert " bronze.orders  left out: mode append\n" in millrace("verify")[1]
 
 
 def test_a_table_of_a_database_is_verified_and_repaired(
@@ -165,7 +167,7 @@ def test_a_table_of_a_database_is_verified_and_repaired(
     assert "1 row changed since the last load" in out
     assert "by hand" in out
     code, out, _ = millrace("verify", asset, "--repair")
-    assert (code, "repaired   scrub: the whole table, 1 row missing, 1 row changed" in out) == (0, True)
+    assert (code, "repaired  scrub: the whole table, 1 row missing, 1 row changed" in out) == (0, True)
     assert [millrace("verify", asset)[0], json.loads(millrace("status", "--json")[1])[0]["published"]["level"]] == [
         0,
         "table",

@@ -185,6 +185,8 @@ def test_a_failed_check_that_does_not_block_is_a_warning() -> None:
 def test_without_a_note_the_changes_are_told() -> None:
     merged = replace(OUTCOMES[0], message="", entries=(entry(counts=Counts(418, 12, 0)),))
     assert lines.line(merged).note == "418 new, 12 changed"
+    whole = replace(OUTCOMES[0], message="", entries=(entry(rows=417, counts=Counts(417, 0, 418)),))
+    assert lines.line(whole).note == "all replaced, 418 before"
     first = replace(OUTCOMES[0], message="", entries=(entry(counts=Counts(120_418)),))
     assert lines.line(first).note == ""
 

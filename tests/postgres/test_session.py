@@ -97,6 +97,11 @@ class TestParse:
             parse_database(f"host=db password={PASSWORD}", {})
         assert hidden(everything(caught.value))
 
+    def test_the_name_of_a_variable_alone_is_told_what_it_lacks(self) -> None:
+        with pytest.raises(UsageError, match="SRC is not a database") as caught:
+            parse_database("SRC", {"SRC": "postgresql://reader@db/shop"})
+        assert "did you mean env:SRC?" in (caught.value.hint or "")
+
     def test_url_without_password(self) -> None:
         found = parse_database("postgresql://reader:@127.0.0.1/shop", {})
         assert found.password is None

@@ -144,6 +144,6 @@ def repair(left: str, table: str, right: str, other: str) -> CopyOutcome:
     if entry.code != plain_code(spec):
         raise UsageError(
             f"{place} in {target} is made by a copy with other options: a repair would bring other rows",
-            hint="of a project: millrace verify ASSET --repair; else its own command again with --full-refresh",
+            hint="in a project: millrace verify ASSET --repair; else run its own command again with --full-refresh",
         )
     return copy_table(left, table, right, other, CopyOptions())

@@ -390,7 +390,7 @@ def copies_text(
         f"# Proposed from the catalogue of {printable(origin.told)}, {where}; yours to change from here on.",
         "#",
         "# full: the whole table is read and the copy made equal; what was deleted goes there too.",
-        "# incremental: what changed is read, found by the cursor and by row versions; what was deleted stays.",
+        "# incremental: what changed is read, found by cursor and row versions; what was deleted goes within 7 days.",
         "",
         f"from: {scalar(origin.connection)}",
         f"to: {LAYER}",

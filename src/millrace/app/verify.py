@@ -137,9 +137,19 @@ def _step(house: House, asset: AssetId) -> Step:
     raise NotFound(f"nothing makes {asset}", hint=did_you_mean(str(asset), [str(one) for one in copies]))
 
 
+def left_out(house: House) -> dict[AssetId, str]:
+    """Return the copies that are not verified unless they are named, each with the reason."""
+    return {asset: why for step, why in _copies(house) if why for asset in step.assets}
+
+
 def _all(house: House) -> list[Step]:
+    return [step for step, why in _copies(house) if not why]
+
+
+def _copies(house: House) -> list[tuple[Step, str]]:
+    """Return the steps of copies, each with the reason why it cannot be verified, or nothing."""
     from millrace.steps.spec import CopySpec
     from millrace.steps.verify import refusal
 
     copies = (step for step in house.whole.steps if step.kind == "copy")
-    return [step for step in copies if not refusal(CopySpec.from_json(step.spec["copy"]))]
+    return [(step, refusal(CopySpec.from_json(step.spec["copy"]))) for step in copies]

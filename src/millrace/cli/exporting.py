@@ -11,6 +11,7 @@ import typer
 from millrace.cli import show
 from millrace.cli.copying import DATABASE
 from millrace.cli.main import app
+from millrace.cli.whole import size
 
 EXPORT_EXAMPLES = """
 [bold]Example[/bold]
@@ -58,8 +59,7 @@ def export(
         return
     files = "1 file" if outcome.files == 1 else f"{outcome.files:,} files"
     show.out(
-        f" export  {table}  {outcome.rows:,} rows  {files}, {outcome.size / 1e6:,.1f} MB"
-        f"  {outcome.seconds:.1f} s  → {folder}"
+        f" export  {table}  {outcome.rows:,} rows  {files}, {size(outcome.size)}  {outcome.seconds:.1f} s  → {folder}"
     )
 
 

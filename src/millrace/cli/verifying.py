@@ -38,16 +38,21 @@ def verify(
 ) -> None:
     """Compare every row of copied tables with their sources; copy nothing. Exit code 1 when one differs."""
     from millrace.app import open_house
+    from millrace.app.verify import left_out
     from millrace.app.verify import verify as compare
     from millrace.core.names import AssetId
 
     with open_house(folder, env, allow_deletes=allow_deletes) as house:
         found = compare(house, [AssetId.parse(text) for text in assets or ()], limit, repair=repair)
+        others = {} if assets else left_out(house)
     if json:
         show.as_json([one.to_json() for one in found])
     else:
+        width = max((len(str(asset)) for asset in (*(one.asset for one in found), *others)), default=0)
         for one in found:
-            _print(one)
+            _print(one, width)
+        for asset, why in others.items():
+            show.out(show.painted(f" {asset!s:<{width}}  left out: {why}", "grey"))
         if not found:
             show.out(" nothing to verify: no copy of this project holds all rows of its source")
         show.errors([one.error for one in found if one.error is not None])
@@ -55,22 +60,23 @@ def verify(
         raise typer.Exit(1)
 
 
-def _print(one: Verified) -> None:
+def _print(one: Verified, width: int) -> None:
     from millrace.cli.differences import print_difference
 
     difference = one.difference
+    name = f"{one.asset!s:<{width}}"
     if difference is None:
-        show.out(f" {one.asset}   {show.painted('not compared', 'red')}")
+        show.out(f" {name}  {show.painted('not compared', 'red')}")
         return
     late = f", {show.count(difference.behind, 'row')} changed since the last load" if difference.behind else ""
     if difference.same:
         word = show.painted("equal", "green")
         rows = show.count(difference.rows_right, "row")
-        show.out(f" {one.asset}   {word}   {rows}{late}   {one.seconds:.1f} s")
+        show.out(f" {name}  {word}  {rows:>15}{late}  {one.seconds:4.1f} s")
         return
-    show.out(f" {one.asset}   {show.painted('differs', 'red')} from {difference.left}{late}")
+    show.out(f" {name}  {show.painted('differs', 'red')} from {difference.left}{late}")
     print_difference(difference, one.seconds)
     if one.repaired:
-        show.out(f" {one.asset}   {show.painted('repaired', 'green')}   {one.repaired}")
+        show.out(f" {name}  {show.painted('repaired', 'green')}  {one.repaired}")
     elif one.error is None:
         show.out(show.painted(f" to make it equal: millrace verify {one.asset} --repair", "grey"))

@@ -127,6 +127,8 @@ def _changes(outcome: OutcomeSeen) -> str:
     deleted = sum(entry.counts.deleted for entry in outcome.entries)
     if not updated and not deleted:
         return ""
+    if inserted and not updated and inserted == sum(entry.rows for entry in outcome.entries):
+        return f"all replaced, {deleted:,} before"
     words = ((inserted, "new"), (updated, "changed"), (deleted, "deleted"))
     return ", ".join(f"{number:,} {word}" for number, word in words if number)
 

@@ -135,11 +135,12 @@ def parse_database(text: str, environ: Mapping[str, str]) -> Database:
     if text.startswith("service:") and len(text) > len("service:"):
         return Database(text, {"service": text.removeprefix("service:")})
     if not _URL.match(text):
-        # the text may be a conninfo with a password: it is not repeated
+        # the text may be a conninfo with a password: only the name of a variable is repeated
+        meant = f"did you mean env:{text}? " if text in environ else ""
         raise UsageError(
-            "not a database",
-            hint="write env:NAME, service:NAME, a URL like postgresql://user@host:5432/database, or, in a project, the"
-            " name of a connection",
+            f"{text} is not a database" if meant else "not a database",
+            hint=f"{meant}write env:NAME, service:NAME, a URL like postgresql://user@host:5432/database, or, in a"
+            " project, the name of a connection",
         )
     refused = UsageError(
         "a password on the command line is visible to every user of this machine",
