@@ -152,6 +152,26 @@ def test_the_lake_is_verified_repaired_and_recorded(
     assert " bronze.orders  left out: mode append\n" in millrace("verify")[1]
 
 
+def test_a_recorded_proof_makes_nothing_run_again(
+    source: psycopg.Connection[Any], millrace: Millrace, tmp_path: Path
+) -> None:
+    (tmp_path / "copies/shop.yaml").write_text(LAKE)
+    (tmp_path / "millrace.yaml").write_text(PROJECT.replace("{bronze: lake}", "{bronze: lake, silver: lake}"))
+    (tmp_path / "models/silver").mkdir(parents=True)
+    (tmp_path / "models/silver/sums.sql").write_text("select sum(amount) as total from bronze.orders")
+    assert millrace("run")[0] == 0
+    before = json.loads(millrace("status", "--json")[1])
+    assert millrace("verify")[0] == 0
+    after = {one["asset"]: one for one in json.loads(millrace("status", "--json")[1])}
+    seqs = {one["asset"]: one["published"]["seq"] for one in before}
+    assert after["bronze.orders"]["published"]["seq"] == seqs["bronze.orders"] + 1
+    assert after["silver.sums"]["behind"] == []
+    code, out, _ = millrace("run")
+    assert (code, " fresh 3" in out, "published" in out) == (0, True, False)
+    source.execute("update orders set amount = 0, updated_at = '2026-08-01' where id = 5")
+    assert "published 2" in millrace("run")[1]
+
+
 def test_a_table_of_a_database_is_verified_and_repaired(
     source: psycopg.Connection[Any], millrace: Millrace, tmp_path: Path, db18: str
 ) -> None:

@@ -341,6 +341,19 @@ class House:
             (step, asset, self._entry(step.target, asset, away)) for step in self.whole.steps for asset in step.assets
         ]
 
+    def behind(self, entry: LedgerEntry, latest: Mapping[str, int]) -> dict[str, int]:
+        """Return by how many loads an asset is behind its inputs; loads that changed no row do not count as behind.
+
+        Args:
+            entry: the asset's last publish.
+            latest: the last load of every asset by name.
+        """
+        from millrace.steps.versions import settled
+
+        lake = self.runtime.target("lake") if "lake" in self.runtime.targets else None
+        now = settled(entry, {name: latest.get(name, seq) for name, seq in entry.inputs.items()}, lake)
+        return {name: now[name] - seq for name, seq in entry.inputs.items() if now[name] > seq}
+
     def _entry(self, target: str, asset: AssetId, away: dict[str, MillraceError]) -> LedgerEntry | MillraceError | None:
         """Return an asset's last publish, or why it cannot be read; a target that is away is not waited for again."""
         if target in away:

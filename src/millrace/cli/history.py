@@ -113,9 +113,7 @@ def print_status(house: House, *, as_json: bool) -> Sequence[MillraceError]:
             rows.append((str(asset), step.kind, None, None, "–", "–", "never published"))
             data.append({"asset": str(asset), "published": None})
             continue
-        behind = [
-            f"{latest[name] - seq} behind {name}" for name, seq in entry.inputs.items() if latest.get(name, seq) > seq
-        ]
+        behind = [f"{number} behind {name}" for name, number in house.behind(entry, latest).items()]
         known = entry.rows if entry.rows >= 0 else None
         proof = {"dbt": "checked", "page": "–"}.get(step.kind, "–") if entry.level == "none" else entry.level
         aside = [f"{entry.quarantined:,} in quarantine"] if entry.quarantined else []

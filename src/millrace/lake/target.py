@@ -81,6 +81,13 @@ class LakeTarget:
         """Return the columns of an asset with the source's own types, as of a seq or now. Raises NotFound."""
         return self._manifest(asset, seq).schema
 
+    def same_rows(self, asset: AssetId, then: int, now: int) -> bool:
+        """Say whether two loads of an asset are the same files: those between moved a position or recorded a proof."""
+        try:
+            return set(self.files(asset, then)) == set(self.files(asset, now))
+        except NotFound:  # another target's, or not kept any more
+            return False
+
     def files(self, asset: AssetId, seq: int | None = None) -> list[str]:
         """Return the absolute paths of an asset's data files as of a seq or its last load.
 

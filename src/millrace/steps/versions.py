@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+from millrace.core.names import AssetId
 from millrace.core.plan import Freshness, Step
-from millrace.core.ports import Context
-from millrace.core.staged import Staged
+from millrace.core.ports import Context, Target
+from millrace.core.staged import LedgerEntry, Staged
+from millrace.errors import NotFound
 from millrace.planner import freshness
 
 
@@ -20,12 +23,35 @@ def pinned(step: Step, ctx: Context) -> dict[str, int]:
     return found
 
 
+def settled(entry: LedgerEntry | None, versions: Mapping[str, int], lake: Target | None) -> dict[str, int]:
+    """Return versions of inputs, those that only moved a position or recorded a proof taken as the one that was read.
+
+    Args:
+        entry: what was made of the inputs.
+        versions: their versions now.
+        lake: where such inputs live.
+    """
+    found = dict(versions)
+    same_rows = getattr(lake, "same_rows", None)
+    if entry is None or same_rows is None:
+        return found
+    for name, then in entry.inputs.items():
+        if found.get(name, then) > then and same_rows(AssetId.parse(name), then, found[name]):
+            found[name] = then
+    return found
+
+
 def judge(step: Step, ctx: Context, *, publishes: str = "", proves: str = "") -> Freshness:
     """Compare code, input versions and, where the step uses it, the logical date with the ledger's."""
     target, versions = ctx.target(step.target), pinned(step, ctx)
+    try:
+        lake = ctx.target("lake") if versions else None
+    except NotFound:
+        lake = None
     found = Freshness(True, "nothing changed")
     for asset in step.assets:
-        found = freshness.judge(target.ledger(asset), step, versions, ctx.logical_time[:10])
+        entry = target.ledger(asset)
+        found = freshness.judge(entry, step, settled(entry, versions, lake), ctx.logical_time[:10])
         if not found.fresh:
             break
     return replace(found, publishes=publishes, proves=proves)
