@@ -196,6 +196,26 @@ def test_snapshot_is_not_led_astray(pair: Copy) -> None:
     assert clean(pair)
 
 
+@pytest.mark.parametrize("mode", ["full", "incremental"])
+def test_a_key_that_is_equal_and_not_the_same(pair: Copy, mode: str) -> None:
+    source, target = pair.urls
+    execute(
+        source,
+        "drop table t",
+        "create table t (id numeric, f float8, v text, primary key (id, f))",
+        "insert into t select i, 0, 'v' from generate_series(1, 20) i",
+    )
+    copy = pair.with_(mode=mode, cursor="id" if mode == "incremental" else None)
+    copy.run()
+    execute(source, "update t set id = 7.00, f = '-0' where id = 7")
+    entry = copy.run()
+    assert entry is not None
+    assert entry.counts == Counts(0, 1)
+    assert table(source) == table(target)
+    assert copy.run() is None or mode == "incremental"
+    assert clean(pair)
+
+
 # backfill
 
 

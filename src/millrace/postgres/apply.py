@@ -30,6 +30,7 @@ from millrace.postgres.source import Source, both
 from millrace.postgres.stage import set_sequence, staged_relation
 
 ALL = sql.SQL("true")
+_EXACT = {"bool", "int2", "int4", "int8", "oid", "text", "varchar", "bytea", "uuid", "date", "timestamp", "timestamptz"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class Table:
     def _update(self) -> int | None:
         """Update rows that differ in any byte; None when they cannot be updated."""
         keys = {column.name for column in self.key}
-        rest = [column for column in self.writable if column.name not in keys]
+        rest = [column for column in self.writable if column.name not in keys or not _exact(column)]
         if not rest:
             return 0
         if any(column.identity == "a" for column in rest):
@@ -160,8 +161,15 @@ class Table:
                 f"{self.staged.asset} was not published: {what} of {self.label} would not equal the source",
                 where=str(self.staged.asset),
                 detail=[f"rows {found.rows:,}, expected {wanted.rows:,}; sums {found.total} and {wanted.total}"],
-                hint="someone changed the table since it was compared, or one of its triggers changes rows; run again",
+                hint="someone changed the table since it was compared, then run again; or one of its triggers changes "
+                "rows, or a generated column computes something else than the source's",
             )
+
+
+def _exact(column: PgColumn) -> bool:
+    """Say whether equal values are the same bytes: 1.0 equals 1.00, and -0 equals 0."""
+    named = column.base_namespace == "pg_catalog" and column.base_name in _EXACT
+    return named and column.collation_deterministic
 
 
 def open_table(connection: Connection, ledger: Ledger, staged: Staged, found: LedgerEntry | None) -> Table:
