@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -224,12 +224,16 @@ def test_tls_is_verified(db15: str, tmp_path: Path) -> None:
         hba.write_text("hostssl all all 127.0.0.1/32 trust\n")
         execute(server.url(), f"alter system set ssl_cert_file = '{cert}'", f"alter system set ssl_key_file = '{key}'")
         execute(server.url(), "alter system set ssl = on", *TABLE.strip().split(";\n"), "select pg_reload_conf()")
-        time.sleep(0.3)
         trusted = tmp_path / "root.crt"
         trusted.write_bytes(cert.read_bytes())
         _, other = certificate(tmp_path, "other")
         base = f"postgresql://postgres@localhost:{server.port}/postgres?hostaddr=127.0.0.1"
         good = f"{base}&sslmode=verify-full&sslrootcert={trusted}"
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:  # the server reads its settings again when it comes to it
+            with suppress(psycopg.OperationalError), psycopg.connect(good):
+                break
+            time.sleep(0.02)
         result = copy_table(good, "accounts", db15, "accounts", CopyOptions(), trusted_urls=True)
         assert result.entry.rows == ACCOUNTS
         assert rows(good, "select ssl from pg_stat_ssl where pid = pg_backend_pid()") == [(True,)]

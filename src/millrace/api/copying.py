@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from millrace.api.records import Record
-from millrace.core.ports import Mode
 from millrace.errors import UsageError, did_you_mean
-
-MODES: Mapping[str, Mode] = {
-    "full_sync": "full",
-    "full": "full",
-    "incremental_sync": "incremental",
-    "incremental": "incremental",
-    "append": "append",
-    "truncate": "truncate",
-    "snapshot": "snapshot",
-    "backfill": "backfill",
-}
-
-
-def check_interval(mode: Mode, cursor: str | None, start: str | None, end: str | None) -> None:
-    """Refuse a backfill without a cursor or an interval, and an interval without a backfill. Raises UsageError."""
-    bounded = start is not None or end is not None
-    if bounded != (mode == "backfill") or (bounded and cursor is None):
-        raise UsageError(
-            "a backfill needs a cursor and where its interval begins or ends, and no other mode has an interval",
-            hint="like --mode backfill --cursor updated_at --from 2026-01-01 --to 2026-02-01",
-        )
+from millrace.steps.spec import MODES, check_interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,9 +96,9 @@ def copy(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Copy a table between two PostgreSQL databases, or all of a schema; every row is proven."""
-    from millrace.api.copying import MODES, check_interval
     from millrace.app import CopyOptions, copy_dry_run, copy_table, is_pattern
     from millrace.errors import UsageError, did_you_mean
+    from millrace.steps.spec import MODES, check_interval
 
     if mode not in MODES:
         raise UsageError(

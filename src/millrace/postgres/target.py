@@ -20,6 +20,9 @@ from millrace.core.staged import LedgerEntry, Proof, Staged
 from millrace.errors import (
     CommitUnknown,
     ConnectionRefused,
+    Handling,
+    Interrupted,
+    MillraceError,
     PermissionMissing,
     ProofFailed,
     TransientFailure,
@@ -341,6 +344,15 @@ class PostgresTarget:
     def forget(self, stage: PostgresStage) -> None:
         """Stop the heart of an open stage that was released or discarded."""
         self._hearts.pop(stage.token, None)
+
+    def give_up(self, stage: PostgresStage, error: BaseException) -> None:
+        """Stop at an open stage after an error: dropped where no later attempt can use it, else left to be resumed."""
+        self.forget(stage)
+        fatal = isinstance(error, MillraceError) and error.handling is Handling.FATAL
+        if fatal and not isinstance(error, Interrupted):
+            stage.discard()
+        else:
+            stage.release()
 
     def discard(self, staged: Staged) -> None:
         """Drop a stage; no error when it is gone or has become somebody else's."""

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from millrace.core.digest import Digest
 from millrace.core.names import fingerprint
 from millrace.core.plan import Freshness, Step
 from millrace.core.ports import Context, StageRequest
 from millrace.core.position import Whole
 from millrace.core.segment import Segment
 from millrace.core.staged import Proof, Staged
-from millrace.errors import Handling, Interrupted, MillraceError
+from millrace.errors import Interrupted
 from millrace.postgres.apply import fits_of, refuse_first_contact
 from millrace.postgres.catalog import Relation
 from millrace.postgres.ddl import check_fit
@@ -26,6 +27,7 @@ from millrace.postgres.source import Source
 from millrace.postgres.stage import PostgresStage
 from millrace.postgres.target import PostgresTarget
 from millrace.steps.resources import Resources
+from millrace.steps.routes.postgres_look import whole_digest
 
 
 class ImportStep:
@@ -87,12 +89,7 @@ class ImportStep:
             expected = {file.segment: file.digest for file in export.files}
             staged = opened.close(Whole(export.whole, export.snapshot), expected, **detail)
         except BaseException as error:
-            target.forget(opened)
-            worthless = isinstance(error, MillraceError) and error.handling is Handling.FATAL
-            if worthless and not isinstance(error, Interrupted):
-                opened.discard()
-            else:
-                opened.release()
+            target.give_up(opened, error)
             raise
         if opened.left_out:
             ctx.report.note(f"left out: {'; '.join(opened.left_out)}")
@@ -114,12 +111,9 @@ def _rows(target: PostgresTarget, relation: Relation, export: Export) -> Source:
     return Source(str(relation.ref), columns, relation, database=target.database.label)
 
 
-def _digest(target: PostgresTarget, relation: Relation, export: Export) -> object:
-    from millrace.postgres.reader import digest_segments
-
-    whole = Segment.whole()
+def _digest(target: PostgresTarget, relation: Relation, export: Export) -> Digest:
     with target.connect("digest") as connection:
-        return dict(digest_segments(connection, _rows(target, relation, export), [whole]))[whole.id]
+        return whole_digest(connection, _rows(target, relation, export))
 
 
 def _fill(opened: PostgresStage, folder: Path, export: Export, ctx: Context) -> None:

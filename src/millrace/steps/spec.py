@@ -9,7 +9,30 @@ from typing import Any
 from millrace.core.names import AssetId, TableRef
 from millrace.core.ports import Mode
 from millrace.core.scrub import EVERY
+from millrace.errors import UsageError
 from millrace.steps.landing import FilesSpec
+
+MODES: Mapping[str, Mode] = {
+    "full_sync": "full",
+    "full": "full",
+    "incremental_sync": "incremental",
+    "incremental": "incremental",
+    "append": "append",
+    "truncate": "truncate",
+    "snapshot": "snapshot",
+    "backfill": "backfill",
+}
+"""The modes, by every word that stands for one."""
+
+
+def check_interval(mode: Mode, cursor: str | None, start: str | None, end: str | None) -> None:
+    """Refuse a backfill without a cursor or an interval, and an interval without a backfill. Raises UsageError."""
+    bounded = start is not None or end is not None
+    if bounded != (mode == "backfill") or (bounded and cursor is None):
+        raise UsageError(
+            "a backfill needs a cursor and where its interval begins or ends, and no other mode has an interval",
+            hint="like --mode backfill --cursor updated_at --from 2026-01-01 --to 2026-02-01",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

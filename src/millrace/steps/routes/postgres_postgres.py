@@ -26,7 +26,7 @@ from millrace.core.ports import Context, StageRequest
 from millrace.core.position import Cursor, Position, Whole
 from millrace.core.segment import Segment
 from millrace.core.staged import Counts, Staged
-from millrace.errors import Handling, Interrupted, MillraceError, ProofFailed
+from millrace.errors import ProofFailed
 from millrace.postgres.apply import fits_of, refuse_deletes, refuse_first_contact, refuse_referred
 from millrace.postgres.belongings import read_belongings
 from millrace.postgres.deletes import alive
@@ -183,21 +183,12 @@ def stage(
         try:
             staged = _fill(look, opened, request, ctx)
         except BaseException as error:
-            target.forget(opened)
-            if _worthless(error):
-                opened.discard()
-            else:
-                opened.release()
+            target.give_up(opened, error)
             raise
         if staged is None or staged.how == "position":
             target.forget(opened)
             opened.discard()
         return () if staged is None else (staged,)
-
-
-def _worthless(error: BaseException) -> bool:
-    """Say whether what was staged is of no use to a later attempt."""
-    return isinstance(error, MillraceError) and error.handling is Handling.FATAL and not isinstance(error, Interrupted)
 
 
 def _check_target(look: Look) -> None:
