@@ -91,7 +91,8 @@ def parts(folder, lines):
     from millrace.connectors.lines import LineFile, digest
     from millrace.core.names import AssetId
     from millrace.duck.engine import connect
-    from millrace.lake.rowhash import digest_batches, digest_files
+    from millrace.lake.filehash import digest_files
+    from millrace.lake.rowhash import digest_batches
     from millrace.lake.table import writer
     from millrace.lake.target import LakeTarget
 

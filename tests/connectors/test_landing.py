@@ -21,8 +21,8 @@ from millrace.core.position import Files
 from millrace.engine.records import StepOutcome
 from millrace.engine.session import RunOptions
 from millrace.errors import ContractBroken, GuardRefused, MillraceError, NotFound
+from millrace.lake.filehash import digest_files
 from millrace.lake.quarantine import Entry
-from millrace.lake.rowhash import digest_files
 from millrace.lake.target import LakeTarget
 
 MANIFEST = """\

@@ -23,7 +23,7 @@ from psycopg import sql
 from millrace.core.digest import Digest
 from millrace.core.schema import Column, Kind, Schema
 from millrace.errors import ContractBroken
-from millrace.lake import rowhash
+from millrace.lake import filehash, lookup3, rowhash
 from millrace.testing.servers import PostgresServer
 
 # name: PostgreSQL type, expression in the record, hashed, Arrow type in the file
@@ -107,7 +107,7 @@ def _file_digest(
 ) -> Digest:
     path = folder / "rows.parquet"
     pq.write_table(_arrow(kinds, rows), path, row_group_size=group, compression="zstd")
-    return rowhash.digest_files([str(path)], _schema(kinds))
+    return filehash.digest_files([str(path)], _schema(kinds))
 
 
 @pytest.fixture(params=["pg15", "pg18"])
@@ -282,8 +282,8 @@ def _expected(values: Sequence[str | None]) -> int:
     """The plain-integer reference, itself held against the server by the other tests."""
     total = 0
     for value in values:
-        inner = 0 if value is None else rowhash.hash_value(value.encode())
-        one = rowhash.hash_value(inner.to_bytes(8, "big"))
+        inner = 0 if value is None else lookup3.hash_value(value.encode())
+        one = lookup3.hash_value(inner.to_bytes(8, "big"))
         total += one - (1 << 64 if one >> 63 else 0)
     return total
 
@@ -370,9 +370,9 @@ def test_small_files_are_hashed_together_whatever_columns_they_have(tmp_path: Pa
     wanted = pa.table(
         {"id": pa.array([1, 2, 3, 4, 5, None, None, None], pa.int64()), "name": [*"a", None, *"ab", *[None] * 4]}
     )
-    assert rowhash.digest_files(paths, schema) == rowhash.digest_table(wanted, schema)
-    assert rowhash.digest_files(paths, schema) == Digest.sum(
-        (rowhash.digest_files([path], schema) for path in paths), schema.shape
+    assert filehash.digest_files(paths, schema) == rowhash.digest_table(wanted, schema)
+    assert filehash.digest_files(paths, schema) == Digest.sum(
+        (filehash.digest_files([path], schema) for path in paths), schema.shape
     )
 
 
@@ -382,17 +382,17 @@ def test_missing_own_and_null_columns(tmp_path: Path) -> None:
     path = tmp_path / "old.parquet"
     pq.write_table(table, path)
     full = pa.table({"t": ["a", "b"], "later": pa.nulls(2, pa.string())})
-    assert rowhash.digest_files([str(path)], schema) == rowhash.digest_table(full, schema)
+    assert filehash.digest_files([str(path)], schema) == rowhash.digest_table(full, schema)
     assert rowhash.digest_table(full.set_column(1, "later", pa.nulls(2)), schema) == rowhash.digest_table(full, schema)
     alone = Schema((schema.columns[1],))
-    assert rowhash.digest_files([str(path)], alone) == rowhash.digest_table(full, alone)
+    assert filehash.digest_files([str(path)], alone) == rowhash.digest_table(full, alone)
 
 
 def test_empty_files_and_no_files(tmp_path: Path) -> None:
     path = tmp_path / "empty.parquet"
     pq.write_table(pa.table({"t": pa.array([], pa.string())}), path)
-    assert rowhash.digest_files([str(path)], ONE_TEXT) == Digest(0, 0, ONE_TEXT.shape)
-    assert rowhash.digest_files([], ONE_TEXT) == Digest(0, 0, ONE_TEXT.shape)
+    assert filehash.digest_files([str(path)], ONE_TEXT) == Digest(0, 0, ONE_TEXT.shape)
+    assert filehash.digest_files([], ONE_TEXT) == Digest(0, 0, ONE_TEXT.shape)
 
 
 def test_many_parts_and_threads_add_up(tmp_path: Path) -> None:
@@ -403,8 +403,8 @@ def test_many_parts_and_threads_add_up(tmp_path: Path) -> None:
         pq.write_table(pa.table({"t": values[number::3]}), path, row_group_size=170)
         paths.append(str(path))
     expected = Digest(len(values), _expected(values), ONE_TEXT.shape)
-    assert rowhash.digest_files(paths, ONE_TEXT, threads=2) == expected
-    assert rowhash.digest_files(paths, ONE_TEXT, threads=1) == expected
+    assert filehash.digest_files(paths, ONE_TEXT, threads=2) == expected
+    assert filehash.digest_files(paths, ONE_TEXT, threads=1) == expected
 
 
 def test_nan_payloads_are_told_apart() -> None:

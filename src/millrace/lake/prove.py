@@ -62,7 +62,7 @@ def digest(paths: Sequence[Path], schema: Schema) -> Digest:
     """Return the digest of the rows in some files."""
     if not paths:
         return Digest(0, 0, schema.shape)
-    from millrace.lake.rowhash import digest_files
+    from millrace.lake.filehash import digest_files
 
     return digest_files([str(path) for path in paths], schema)
 
