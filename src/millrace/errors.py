@@ -11,6 +11,7 @@
       GuardRefused                    a guard (`--replace`, `max_delete`) stopped the publish
       ContractBroken                  columns, types or too many rows do not fit the contract
       ProofFailed                     what was staged is not what the source holds
+      TablesDiffer                    two tables that were compared are not equal
       GateFailed                      a blocking check failed
       StepFailed                      a tool or a model that a step runs (dbt, SQL, Python) failed
       TargetBusy                      another live run is at it; says who
@@ -182,6 +183,10 @@ class ContractBroken(MillraceError):
 
 class ProofFailed(MillraceError):
     """What was staged or applied is not what the source holds."""
+
+
+class TablesDiffer(ProofFailed):
+    """Two tables that were compared are not equal: the comparison itself held."""
 
 
 class GateFailed(MillraceError):

@@ -118,6 +118,43 @@ def test_all_of_a_database_is_of_one_moment(millrace: Any, db15: str, db18: str)
     assert ask(db18, key) == ask(db15, key) != []
 
 
+def test_a_table_copied_by_itself_is_fresh_among_all(millrace: Any, db15: str, db18: str) -> None:
+    ask(db15, TABLES)
+    names = {"SRC": db15, "DST": db18}
+    for table in ("cash", "sales.debts"):
+        assert millrace("copy", "env:SRC", table, "env:DST", **names).code == 0
+    done = json.loads(millrace("copy", "env:SRC", "*", "env:DST", "--exclude", "audit.*", "--json", **names).out)
+    assert {one["table"]: one["status"] for one in done["tables"]} == {
+        'public."Odd"': "published", "public.cash": "fresh", "sales.debts": "fresh", "sales.log": "published",
+    }  # fmt: skip
+    again = json.loads(millrace("copy", "env:SRC", "cash", "env:DST", "--json", **names).out)
+    assert again["published"] is False
+
+
+def test_what_may_not_be_read_is_said_beforehand_as_in_the_run(millrace: Any, db15: str, db18: str) -> None:
+    reader = f"reader_{db15[-8:]}"
+    ask(
+        db15,
+        TABLES + f"; create role {reader} login; grant select on cash to {reader};"
+        f" grant usage on schema sales to {reader}",
+    )
+    names = {"SRC": db15.replace("postgres@", f"{reader}@"), "DST": db18}
+    everything = ("copy", "env:SRC", "*", "env:DST", "--exclude", "owned")
+    try:
+        look = millrace(*everything, "--dry-run", **names)
+        listed = json.loads(millrace(*everything, "--dry-run", "--json", **names).out)
+        done = millrace(*everything, **names)
+    finally:
+        ask(db15, f"drop owned by {reader}; drop role {reader}")
+    assert (look.code, done.code) == (1, 1)
+    assert look.err == done.err
+    assert f"error: {reader} may not use schema audit" in look.err
+    assert f"  GRANT SELECT ON sales.debts TO {reader};" in look.err
+    assert " copy  sales.debts   may not be read\n" in look.out
+    assert " 1 table would be copied, 4 would fail: ≈ " in look.out
+    assert {one["table"] for one in listed["tables"] if not one["error"]} == {"public.cash"}
+
+
 def test_a_failure_takes_no_other_table_with_it(millrace: Any, db15: str, db18: str) -> None:
     ask(db15, TABLES)
     names = {"SRC": db15, "DST": db18}

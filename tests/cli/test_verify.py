@@ -131,6 +131,16 @@ def test_the_lake_is_verified_repaired_and_recorded(
     assert " code = c9   only right" in out
     assert " to make it equal: millrace verify bronze.items --repair" in out
 
+    # what could not be compared is another failure than what differs
+    source.execute("alter table items rename to gone")
+    assert millrace("verify")[0] == 1
+    source.execute("alter table gone rename to items")
+    failed, differing, *_ = json.loads(millrace("runs", "--json")[1])
+    assert (failed["status"], differing["status"]) == ("failed", "differs")
+    assert [step["phase"] for step in json.loads(millrace("runs", failed["run"], "--json")[1])["steps"]] == [
+        "differs", "failed",
+    ]  # fmt: skip
+
     code, out, err = millrace("verify", "--repair")
     assert (code, err) == (0, "")
     assert "repaired  scrub: the whole table, 1 row changed, 1 row deleted at the source" in out

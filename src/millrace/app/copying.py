@@ -197,7 +197,9 @@ def plain_code(spec: CopySpec) -> str:
     """Return the fingerprint of what decides which rows are copied."""
     mode = "incremental" if spec.mode == "backfill" else spec.mode  # whose position it leaves alone
     more = tuple(one for one in (spec.cursor_format, spec.soft_delete) if one is not None)
-    return fingerprint("copy", str(spec.table), repr((mode, spec.key, spec.cursor, spec.where, spec.select, *more)))
+    # A table is the same with its schema and without; where the search path begins elsewhere, the position tells.
+    table = TableRef(spec.table.schema or "public", spec.table.name)
+    return fingerprint("copy", str(table), repr((mode, spec.key, spec.cursor, spec.where, spec.select, *more)))
 
 
 def copy_dry_run(source: str, table: str, target: str, into: str, options: CopyOptions) -> Counts:

@@ -44,10 +44,14 @@ def copy_several(
             )
     if dry_run:
         chosen, specs = look_whole(source, pattern, target, into, options, exclude)
+        refused = [one.refused for one in chosen.tables if one.refused is not None]
         if as_json:
             show.as_json(_look_json(chosen, specs))
         else:
             _print_look(chosen, specs)
+            show.errors(refused)
+        if refused:
+            raise typer.Exit(1)
         return
     outcome = copy_tables(
         source,
@@ -103,6 +107,7 @@ def _look_json(chosen: Chosen, specs: Sequence[CopySpec]) -> dict[str, object]:
                 "mode": spec.mode,
                 "rows": one.rows,
                 "bytes": one.bytes,
+                "error": None if one.refused is None else one.refused.to_json(),
             }
             for one, spec in sorted(zip(chosen.tables, specs, strict=True), key=lambda pair: pair[0].ref)
         ],
@@ -117,15 +122,22 @@ def _print_look(chosen: Chosen, specs: Sequence[CopySpec]) -> None:
     labels = [str(one.ref) if one.ref == spec.place else f"{one.ref} → {spec.place}" for one, spec in pairs]
     width = max(map(len, labels))
     for (one, spec), label in zip(pairs, labels, strict=True):
+        if one.refused is not None:
+            show.out(f" copy  {label:<{width}}  {show.painted('may not be read', 'red')}")
+            continue
         rows = "rows unknown" if one.rows is None else f"≈ {show.count(one.rows, 'row')}"
         more = "   truncate: no primary key" if spec.mode == "truncate" and not one.keyed else ""
         show.out(f" copy  {label:<{width}}  {rows:>18}  {size(one.bytes):>9}{more}".rstrip())
     show.out()
-    known = sum(one.rows or 0 for one in chosen.tables)
+    good = [one for one in chosen.tables if one.refused is None]
+    known = sum(one.rows or 0 for one in good)
     excluded = f", {chosen.excluded:,} excluded" if chosen.excluded else ""
-    total = size(sum(one.bytes for one in chosen.tables))
-    count = show.count(len(pairs), "table")
-    show.out(f" {count} would be copied{excluded}: ≈ {show.count(known, 'row')}, {total}; nothing was changed")
+    refused = f", {len(pairs) - len(good):,} would fail" if len(good) < len(pairs) else ""
+    total = size(sum(one.bytes for one in good))
+    show.out(
+        f" {show.count(len(good), 'table')} would be copied{refused}{excluded}: ≈ {show.count(known, 'row')}, {total};"
+        " nothing was changed"
+    )
     _print_left_out(chosen)
     if chosen.keys:
         show.out(f" {show.count(len(chosen.keys), 'foreign key')}: made with --foreign-keys")

@@ -8,7 +8,7 @@ from millrace.core.plan import Step
 from millrace.engine.doors import KEEPS_STAGE, Doors, as_error, traceback_of
 from millrace.engine.records import Status, StepOutcome
 from millrace.engine.session import Session, Work, group_name
-from millrace.errors import CommitUnknown, Interrupted, MillraceError, SeqMoved, TargetBusy
+from millrace.errors import CommitUnknown, Interrupted, MillraceError, SeqMoved, TablesDiffer, TargetBusy
 
 
 def lease_names(steps: Sequence[Step], scope: str) -> list[str]:
@@ -110,7 +110,7 @@ class GroupRun:
             self.doors.discard(unfinished)
         if error.__cause__ is not None and error is not caught:
             self.session.observer.say("traceback", traceback_of(caught), failing.step)
-        status: Status = "interrupted" if isinstance(error, Interrupted) else "failed"
+        status = _status(error)
         reason = f"not published: {failing.step.label} {'was interrupted' if status == 'interrupted' else 'failed'}"
         begun = {work.step.key for work in self.works}
         unfinished += [self._add(step) for step in self.steps if step.key not in begun]
@@ -138,6 +138,12 @@ def groups_of(session: Session) -> list[tuple[Step, ...]]:
     """Return the publish groups in the plan's order, each at the place of its first step."""
     names = dict.fromkeys(group_name(step) for step in session.plan.steps)
     return [tuple(step for step in session.plan.steps if group_name(step) == name) for name in names]
+
+
+def _status(error: MillraceError) -> Status:
+    if isinstance(error, Interrupted):
+        return "interrupted"
+    return "differs" if isinstance(error, TablesDiffer) else "failed"
 
 
 def _told(error: MillraceError) -> MillraceError:

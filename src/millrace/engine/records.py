@@ -14,8 +14,11 @@ from millrace.core.ports import Reporter
 from millrace.core.staged import CheckResult, LedgerEntry, Proof, Staged
 from millrace.errors import MillraceError
 
-Status = Literal["published", "fresh", "passed", "failed", "discarded", "skipped", "interrupted", "staged", "proven"]
-"""How a step ended. `passed`: it publishes nothing and held (a gate); `staged` and `proven` end a single phase only."""
+Status = Literal[
+    "published", "fresh", "passed", "failed", "differs", "discarded", "skipped", "interrupted", "staged", "proven"
+]
+"""How a step ended. `passed`: it publishes nothing and held (a gate); `differs`: it compared tables, and they are not
+equal; `staged` and `proven` end a single phase only."""
 
 Phase = Literal[
     "waiting",
@@ -28,13 +31,14 @@ Phase = Literal[
     "passed",
     "fresh",
     "failed",
+    "differs",
     "discarded",
     "skipped",
     "interrupted",
 ]
 """Where a step of a run is, as the journal keeps it."""
 
-RunStatus = Literal["running", "done", "failed", "interrupted", "killed"]
+RunStatus = Literal["running", "done", "failed", "differs", "interrupted", "killed"]
 
 DONE_PHASES = ("published", "passed", "fresh")
 """Phases of a step that nothing is left to do for."""

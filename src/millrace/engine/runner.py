@@ -247,4 +247,6 @@ class Engine:
         statuses = {outcome.status for outcome in outcomes}
         if "interrupted" in statuses or (session.stop() and "skipped" in statuses):
             return outcomes, "interrupted"
-        return outcomes, "failed" if statuses & {"failed", "discarded", "skipped"} else "done"
+        if statuses & {"failed", "discarded", "skipped"}:
+            return outcomes, "failed"
+        return outcomes, "differs" if "differs" in statuses else "done"

@@ -15,6 +15,8 @@ from millrace.engine.session import Session
 from millrace.errors import Interrupted, MillraceError
 
 Group = tuple[Step, ...]
+BAD = ("failed", "differs", "interrupted")
+"""How a step ends that takes others with it."""
 Ended = tuple[Group, "list[StepOutcome] | BaseException"]
 
 
@@ -129,11 +131,11 @@ class Schedule:
         return [*(key for key in makers if key != step.key), *step.after]
 
     def _note(self, steps: Group, outcomes: Sequence[StepOutcome]) -> None:
-        bad = next((outcome for outcome in outcomes if outcome.status in ("failed", "interrupted")), None)
+        bad = next((outcome for outcome in outcomes if outcome.status in BAD), None)
         for step, outcome in zip(steps, outcomes, strict=True):
             self._outcomes[step.key] = outcome
-            if bad is not None and outcome.status in ("failed", "interrupted", "discarded", "skipped"):
-                word = "failed" if bad.status == "failed" else "was interrupted"
+            if bad is not None and outcome.status in (*BAD, "discarded", "skipped"):
+                word = "was interrupted" if bad.status == "interrupted" else "failed"
                 self._causes[step.key] = f"{bad.label} {word}"
         self._let_go({step.kind for step in steps})
         self._expect(step for step in steps if self._outcomes[step.key].status == "published")

@@ -22,8 +22,8 @@ LABEL_LEAST = 13
 NOTE_LEAST = 18  # a shorter rest of the line says nothing
 
 QUARANTINED = re.compile(r"^([\d,]+) (?:row|line)s? → quarantine$")
-ENDED = {"done": "done in", "failed": "failed after", "interrupted": "stopped after"}
-ORDER = ("published", "passed", "fresh", "failed", "interrupted", "discarded", "skipped")
+ENDED = {"done": "done in", "failed": "failed after", "differs": "done in", "interrupted": "stopped after"}
+ORDER = ("published", "passed", "fresh", "failed", "differs", "interrupted", "discarded", "skipped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +112,8 @@ def _word(outcome: OutcomeSeen) -> tuple[str, Tone]:
             return ("checked" if outcome.checks else "published"), "warned" if warned else "good"
         case "passed":
             return "passed", "warned" if warned else "good"
-        case "failed":
-            return "failed", "bad"
+        case "failed" | "differs":
+            return outcome.status, "bad"
         case "interrupted":
             return "stopped", "warned"
         case other:

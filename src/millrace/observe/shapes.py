@@ -56,7 +56,7 @@ class OutcomeSeen(Protocol):
 
     @property
     def status(self) -> str:
-        """`published`, `fresh`, `passed`, `failed`, `discarded`, `skipped`, `interrupted`, `staged` or `proven`."""
+        """As in `engine.records.Status`: `published`, `fresh`, `failed` and so on."""
 
     @property
     def rows(self) -> int | None:
@@ -99,7 +99,7 @@ class ResultSeen(Protocol):
 
     @property
     def status(self) -> str:
-        """`done`, `failed` or `interrupted`."""
+        """`done`, `failed`, `differs` or `interrupted`."""
 
     @property
     def seconds(self) -> float:

@@ -181,7 +181,7 @@ def _nearest(name: str, known: Sequence[str]) -> str | None:
     return did_you_mean(name, known)
 
 
-_ACCESS = """    pg_catalog.has_schema_privilege(n.oid, 'USAGE') as usable,
+ACCESS = """    pg_catalog.has_schema_privilege(n.oid, 'USAGE') as usable,
     pg_catalog.has_table_privilege(c.oid, 'SELECT')
         or (select pg_catalog.bool_and(pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT'))
             from pg_catalog.pg_attribute a
@@ -210,7 +210,7 @@ where c.relname = %(name)s and c.relkind in ('r', 'v', 'm', 'p', 'f')
     and case when %(schema)s::text is null then pg_catalog.pg_table_is_visible(c.oid) else n.nspname = %(schema)s end
 """
 
-_RELATION = _RELATION_FACTS + _ACCESS + _RELATION_FROM
+_RELATION = _RELATION_FACTS + ACCESS + _RELATION_FROM
 
 _TABLE_COLUMNS = """
 with recursive a as (
@@ -336,7 +336,7 @@ where n.nspname = any(%(schemas)s::text[]) and c.relkind in ('r', 'v', 'm', 'p',
 order by pg_catalog.array_position(%(schemas)s::text[], n.nspname::text), c.relname::text collate "C"
 """
 
-_LISTED = _LISTED_NAMES + _ACCESS + _LISTED_FACTS
+_LISTED = _LISTED_NAMES + ACCESS + _LISTED_FACTS
 
 _SCHEMAS = """
 select n.nspname::text, exists (select from pg_catalog.pg_class c
@@ -447,8 +447,8 @@ def describe(connection: Connection, table: TableRef, *, label: str, readable: b
     """
     found = _lookup(connection, table, label)
     ref = TableRef(found["schema_name"], found["name"])
-    if readable:
-        _check_readable(found, ref, label)
+    if readable and (problem := refusal(found, ref, label)) is not None:
+        raise problem
     columns = _columns(connection, _TABLE_COLUMNS + _TYPE_FACTS, {"oid": found["oid"]}, label)
     if any(column.generated for column in columns):
         columns = _generations(connection, found["oid"], columns, label)
@@ -584,22 +584,22 @@ def _not_found(connection: Connection, table: TableRef, label: str) -> NotFound:
     return NotFound(what, where=label, hint=near)
 
 
-def _check_readable(found: dict[str, Any], ref: TableRef, label: str) -> None:
+def refusal(found: Mapping[str, Any], ref: TableRef, label: str) -> PermissionMissing | None:
+    """Return why a table may not be read, or not all of it, by what `ACCESS` asks and `user`; None where it may."""
     user = found["user"]
     if not found["usable"]:
-        raise PermissionMissing(
+        return PermissionMissing(
             f"{user} may not use schema {ref.schema}",
             where=label,
             hint=grant("USAGE", "schema", sql_name(ref.schema or ""), user),
         )
     if not found["readable"]:
-        raise PermissionMissing(
+        return PermissionMissing(
             f"{user} may not read {ref}",
             where=label,
             hint=grant("SELECT", "table", sql_name(ref.schema or "", ref.name), user),
         )
-    if found["policies"]:
-        raise row_security_error(str(ref), user, where=label)
+    return row_security_error(str(ref), user, where=label) if found["policies"] else None
 
 
 def _known_rows(found: dict[str, Any]) -> int | None:

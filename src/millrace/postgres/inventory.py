@@ -7,19 +7,20 @@ belongs to an extension.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import class_row
+from psycopg.rows import class_row, dict_row
 
 from millrace.core.names import TableRef
 from millrace.errors import MillraceError
+from millrace.postgres.catalog import ACCESS, refusal
 from millrace.postgres.session import Connection, translate, translated
 
-_HOLDINGS = """
-select n.nspname::text as schema_name, c.relname::text as name, c.relkind::text as kind,
+_HELD = """ current_user::text as user,
+    n.nspname::text as schema_name, c.relname::text as name, c.relkind::text as kind,
     case when c.relkind = 'p' then (select coalesce(sum(greatest(l.reltuples, 0)), 0)::int8
             from pg_catalog.pg_partition_tree(c.oid) t join pg_catalog.pg_class l on l.oid = t.relid where t.isleaf)
         when c.reltuples >= 0 then c.reltuples::int8 end as rows,
@@ -36,6 +37,8 @@ where c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') and not c.relispartition and c
             and (d.deptype = 'e' or c.relkind = 'S' and d.deptype in ('a', 'i')))
 order by n.nspname collate "C", c.relname collate "C"
 """
+_SELECT = "select "
+_HOLDINGS = _SELECT + ACCESS + _HELD
 
 _FOREIGN_KEYS = """
 select o.conname::text as name, n.nspname::text as schema_name, c.relname::text as table_name,
@@ -71,6 +74,7 @@ class Holding:
         rows: estimated rows, or None where the table was never analyzed.
         bytes: on disk, without indexes.
         keyed: whether it has a primary key.
+        refused: why it may not be read, or not all of it; None where it may.
     """
 
     schema_name: str
@@ -79,6 +83,7 @@ class Holding:
     rows: int | None
     bytes: int
     keyed: bool
+    refused: MillraceError | None
 
     @property
     def ref(self) -> TableRef:
@@ -95,9 +100,15 @@ def holdings(connection: Connection, label: str) -> list[Holding]:
     """List what a database holds, by schema and name, as the connection's transaction sees it."""
     with (
         translated(label, "list the tables", connection=connection),
-        connection.cursor(row_factory=class_row(Holding)) as cursor,
+        connection.cursor(row_factory=dict_row) as cursor,
     ):
-        return cursor.execute(_HOLDINGS).fetchall()
+        rows = cursor.execute(_HOLDINGS).fetchall()
+    return [_holding(row, label) for row in rows]
+
+
+def _holding(row: dict[str, Any], label: str) -> Holding:
+    said = {field.name: row[field.name] for field in fields(Holding) if field.name in row}
+    return Holding(**said, refused=refusal(row, TableRef(row["schema_name"], row["name"]), label))
 
 
 @dataclass(frozen=True, slots=True)

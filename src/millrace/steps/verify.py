@@ -18,7 +18,7 @@ from millrace.core.ports import Context, StageRequest, Target
 from millrace.core.position import Cursor, Position
 from millrace.core.segment import Segment
 from millrace.core.staged import LedgerEntry, Proof, Staged
-from millrace.errors import NotFound, ProofFailed, UsageError
+from millrace.errors import NotFound, ProofFailed, TablesDiffer, UsageError
 from millrace.postgres.apply import fits_of
 from millrace.postgres.deletes import alive
 from millrace.postgres.diff import Half, TableDiff, diff_halves
@@ -61,7 +61,7 @@ class VerifyStep:
         Raises:
             NotFound: the copy was never published.
             UsageError: tables of its mode cannot be compared with their source.
-            ProofFailed: they differ.
+            TablesDiffer: they do.
         """
         spec, target = CopySpec.from_json(step.spec["copy"]), ctx.target(step.target)
         entry = target.ledger(spec.asset)
@@ -107,12 +107,12 @@ def refusal(spec: CopySpec) -> str:
     return "" if spec.mode in MODES else f"mode {spec.mode}"
 
 
-def differs(asset: AssetId, found: TableDiff) -> ProofFailed:
+def differs(asset: AssetId, found: TableDiff) -> TablesDiffer:
     """Return the error for a table that is not its source."""
     counts = ((found.only_left, "missing"), (found.differing, "changed"), (found.only_right, "not at the source"))
     told = ", ".join(f"{number:,} {'row' if number == 1 else 'rows'} {what}" for number, what in counts if number)
     columns = ", ".join((*found.missing_left, *found.missing_right))
-    return ProofFailed(
+    return TablesDiffer(
         f"{asset} is not its source: {told or f'columns {columns} are on one side only'}",
         where=found.right,
         hint=f"make it equal: millrace verify {asset} --repair",
