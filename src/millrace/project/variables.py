@@ -1,4 +1,4 @@
-"""`${env:NAME}` and `${file:path}`: checked when a file is read, resolved only when a connection is opened.
+"""`${env:NAME}`, `${file:path}` and secret stores: checked when a file is read, resolved when a connection is opened.
 
 The process environment wins over the project's `.env`. A variable that stands inside a URL's user or password is
 taken as it is: what a URL reserves is encoded here. What was resolved for a connection is a secret from then on.
@@ -16,10 +16,10 @@ from dotenv import dotenv_values
 from millrace.core.secrets import remember
 from millrace.errors import ProjectError, did_you_mean
 from millrace.project.fields import wrong
+from millrace.project.secret_stores import STORES
 
 _REFERENCE = re.compile(r"\$\{(?P<scheme>[^:{}]*)(?::(?P<name>[^{}]*))?\}")
-_LATER = ("aws", "vault")
-_KNOWN = ("env", "file")
+_KNOWN = ("env", "file", *STORES)
 _USERINFO = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*://(?P<userinfo>.*)@", re.DOTALL)
 _MOST_BYTES = 64 * 1024  # a secret is a line, not a disk
 
@@ -33,8 +33,8 @@ def check_references(text: str) -> None:
         scheme, name = match["scheme"], match["name"]
         if name is None:
             raise wrong(f'"{match[0]}" names no source', hint=f"write ${{env:{scheme}}} for an environment variable")
-        if scheme not in (*_KNOWN, *_LATER):
-            near = did_you_mean(scheme, _KNOWN) or "use env or file"
+        if scheme not in _KNOWN:
+            near = did_you_mean(scheme, _KNOWN) or f"use {', '.join(_KNOWN[:-1])} or {_KNOWN[-1]}"
             raise wrong(f'"{match[0]}" is no variable: {scheme!r} is not known', hint=near)
         if not name.strip():
             raise wrong(f'"{match[0]}" names no variable')
@@ -58,6 +58,7 @@ class Variables:
         self._root = root
         self._environ = environ
         self._dotenv: Mapping[str, str | None] | None = None
+        self._stored: dict[tuple[str, str], str] = {}
 
     def resolve(self, text: str, fail: Fail, *, secret: bool) -> str:
         """Return the text with every reference replaced.
@@ -87,8 +88,11 @@ class Variables:
     def _value(self, scheme: str, name: str, fail: Fail) -> str:
         if scheme == "file":
             return self._file(name, fail)
-        if scheme != "env":
-            raise fail(f"${{{scheme}:…}} is not built yet", "use ${env:NAME} or ${file:path}")
+        if scheme in STORES:
+            if (scheme, name) not in self._stored:
+                self._stored[scheme, name] = STORES[scheme](name, self._environ, fail)
+                remember(self._stored[scheme, name])
+            return self._stored[scheme, name]
         value = self._environ.get(name)
         if value is None:
             value = self._from_dotenv().get(name)
