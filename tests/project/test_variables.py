@@ -103,10 +103,10 @@ def test_a_wrong_line_does_not_show_the_secret_on_it(write, line):
     assert shown[mark.index("^") : mark.rindex("^") + 1] == "tpye"
 
 
-def test_sources_that_come_later_fail_only_when_used(write):
+def test_a_store_of_secrets_is_asked_only_when_used(write):
     root = write({"millrace.yaml": ("${env:STATE_URL}", "${vault:kv/state}")})
     assert load_project(root, environ={}).state_url() is None
-    with pytest.raises(ProjectError, match=r"\$\{vault:…\} is not built yet; the state store of environment prod"):
+    with pytest.raises(ProjectError, match="VAULT_ADDR is not set, which secret kv/state of Vault needs; the state"):
         load_project(root, "prod", environ={}).state_url()
 
 
