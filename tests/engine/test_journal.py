@@ -55,9 +55,9 @@ def test_what_is_no_journal_is_one_clear_error(tmp_path: Path) -> None:
 def test_wal_foreign_keys_and_url(tmp_path: Path) -> None:
     journal = Journal(f"sqlite:///{tmp_path / 'deep' / 'state.db'}")
     with journal._write() as connection:
-        assert connection.exec_driver_sql("pragma journal_mode").scalar() == "wal"
-        assert connection.exec_driver_sql("pragma foreign_keys").scalar() == 1
-        assert connection.exec_driver_sql("pragma busy_timeout").scalar() == 30_000
+        assert connection.execute("pragma journal_mode").fetchone()[0] == "wal"
+        assert connection.execute("pragma foreign_keys").fetchone()[0] == 1
+        assert connection.execute("pragma busy_timeout").fetchone()[0] == 30_000
 
 
 def test_a_journal_in_memory_serves_several_threads() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -201,19 +203,13 @@ def test_a_second_signal_ends_at_once(shop: Shop, jobs: int) -> None:
 
 
 def test_a_stage_of_a_dead_run_is_kept_for_a_day_and_not_longer(shop: Shop) -> None:
-    import sqlalchemy as sa
-
     end(start(shop, {"MILLRACE_KILL_AT": "engine.staged"}))
     dead = shop.journal().list_runs(1)[0].id
     everything, shop.steps = shop.steps, [shop.copy("customers")]
     shop.run()
     assert (shop.lake.root / "stage" / dead).exists()
-    engine = sa.create_engine(f"sqlite:///{shop.root / 'state.db'}")
-    with engine.begin() as connection:
-        connection.exec_driver_sql(
-            "update steps set started = '2026-01-01T00:00:00Z', ended = null where run = ?", (dead,)
-        )
-    engine.dispose()
+    with contextlib.closing(sqlite3.connect(shop.root / "state.db")) as connection, connection:
+        connection.execute("update steps set started = '2026-01-01T00:00:00Z', ended = null where run = ?", (dead,))
     shop.run()
     assert not (shop.lake.root / "stage" / dead).exists()
     shop.steps = everything

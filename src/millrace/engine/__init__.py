@@ -1,5 +1,4 @@
 """Runs opaque steps through the three doors: runner, journal, leases, retries, adoption.
 
-Knows steps only through `core.ports.StepKind` and targets only through `core.ports.Target`. Import
-`millrace.engine.journal` late: it brings SQLAlchemy.
+Knows steps only through `core.ports.StepKind` and targets only through `core.ports.Target`.
 """

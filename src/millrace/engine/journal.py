@@ -1,7 +1,6 @@
 """The journal: what runs did and are doing. Losing it loses history, never data or position: ledgers hold those.
 
-One SQLite file in WAL mode, shared by processes of one machine. This module imports SQLAlchemy: import it only
-where a journal is opened.
+One SQLite file in WAL mode, shared by processes of one machine.
 """
 
 from __future__ import annotations
@@ -15,17 +14,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-
 from millrace.core.names import AssetId
 from millrace.core.plan import Step
 from millrace.core.secrets import redact
 from millrace.core.staged import CheckResult, LedgerEntry, Proof, Staged
-from millrace.engine import tables as t
 from millrace.engine.records import DONE_PHASES, LeaseRow, RunInfo, RunRow, RunStatus, StepRow, now
+from millrace.engine.tables import FORMAT, STEP_FACTS, TABLES
 from millrace.errors import MillraceError, NewerFormat, NotFound, PermissionMissing, TransientFailure, UsageError
 
 BUSY_SECONDS = 30.0  # writers hold the lock for milliseconds; more means a stopped process inside a transaction
+_LEASE = "select * from leases where name = ?"
 
 
 class Journal:
@@ -44,45 +42,46 @@ class Journal:
         if "://" in text and not text.startswith("sqlite:///"):
             raise UsageError("the journal is a SQLite file", where=redact(text), hint="give the path of a file")
         self.path = Path(text.removeprefix("sqlite:///"))
-        # in memory there is one connection for all threads, and one transaction at a time
-        self._mutex: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        pool: dict[str, Any] = {}
-        if str(self.path) == ":memory:":
-            self._mutex = threading.RLock()
-            pool = {"poolclass": sa.StaticPool}
+        self._mutex = threading.RLock()  # one connection for all threads, and one transaction at a time
+        self._connection: sqlite3.Connection | None = None
         with self._translated():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            arguments = {"timeout": BUSY_SECONDS, "check_same_thread": False}
-            self._engine = sa.create_engine(f"sqlite:///{self.path}", connect_args=arguments, **pool)
-            sa.event.listen(self._engine, "connect", _prepare)
-            sa.event.listen(self._engine, "begin", _begin)
-            self._open()
+        try:
+            with self._write() as connection:
+                self._prepare(connection)
+        except BaseException:
+            self.close()
+            raise
 
-    def _open(self) -> None:
-        with self._engine.begin() as connection:
-            found = None
-            if sa.inspect(connection).has_table("format"):
-                found = connection.scalar(sa.select(t.format_table.c.version))
-            if found is not None and found > t.FORMAT:
-                raise NewerFormat(
-                    f"the journal has format {found}, this version of Millrace knows up to {t.FORMAT}",
-                    where=str(self.path),
-                    hint="use the newer version of Millrace here; nothing was changed",
-                )
-            t.metadata.create_all(connection)
-            if found is None:
-                connection.execute(sa.insert(t.format_table).values(version=t.FORMAT))
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        found = None
+        if connection.execute("select 1 from sqlite_master where type = 'table' and name = 'format'").fetchone():
+            row = connection.execute("select version from format").fetchone()
+            found = None if row is None else row["version"]
+        if found is not None and found > FORMAT:
+            raise NewerFormat(
+                f"the journal has format {found}, this version of Millrace knows up to {FORMAT}",
+                where=str(self.path),
+                hint="use the newer version of Millrace here; nothing was changed",
+            )
+        for statement in TABLES:
+            connection.execute(statement)
+        if found is None:
+            connection.execute("insert into format values (?)", (FORMAT,))
 
     def close(self) -> None:
         """Close the file; a closed journal opens again by itself when it is used (one in memory is empty then)."""
-        self._engine.dispose()
+        with self._mutex:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (sa.exc.DBAPIError, sqlite3.Error, OSError) as error:
-            cause = str(getattr(error, "orig", None) or error)
+        except (sqlite3.Error, OSError) as error:
+            cause = str(error)
             where = str(self.path)
             if "locked" in cause or "busy" in cause:
                 raise TransientFailure(
@@ -99,46 +98,53 @@ class Journal:
                 hint="move the file away: its history is lost, data and positions are kept in the targets",
             ) from error
 
-    @contextlib.contextmanager
-    def _write(self) -> Iterator[sa.Connection]:
-        with self._mutex, self._translated(), self._engine.begin() as connection:
-            yield connection
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = _open(self.path)
+        return self._connection
 
-    def _rows(self, query: sa.Select[Any]) -> Sequence[sa.RowMapping]:
-        with self._write() as connection:
-            return connection.execute(query).mappings().all()
+    @contextlib.contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction; it begins with the write lock: a read that turns into a write later would fail at once."""
+        with self._mutex, self._translated():
+            connection = self._opened()
+            connection.execute("begin immediate")
+            try:
+                yield connection
+                connection.execute("commit")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("rollback")
+                raise
+
+    def _rows(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
+        with self._mutex, self._translated():
+            return [dict(row) for row in self._opened().execute(query, values).fetchall()]
 
     # runs
 
     def start_run(self, run: RunInfo, *, host: str, pid: int | None, command: str = "") -> None:
         """Note a run as running; one that is there already (resumed, or in phases) keeps its beginning."""
-        values = {"status": "running", "ended": None, "host": host, "pid": pid}
+        first = (run.id, run.project, run.env, run.pipeline, run.started, run.logical_time, host, pid, redact(command))
         with self._write() as connection:
-            changed = connection.execute(sa.update(t.runs).where(t.runs.c.id == run.id).values(values)).rowcount
-            if not changed:
-                connection.execute(
-                    sa.insert(t.runs).values(
-                        id=run.id,
-                        project=run.project,
-                        env=run.env,
-                        pipeline=run.pipeline,
-                        started=run.started,
-                        logical_time=run.logical_time,
-                        command=redact(command),
-                        **values,
-                    )
-                )
+            connection.execute(
+                "insert into runs (id, project, env, pipeline, started, logical_time, host, pid, command, status)"
+                " values (?, ?, ?, ?, ?, ?, ?, ?, ?, 'running')"
+                " on conflict (id) do update set"
+                " status = excluded.status, ended = null, host = excluded.host, pid = excluded.pid",
+                first,
+            )
 
     def end_run(self, run: str, status: RunStatus) -> None:
         """Note how a run ended, or that an orchestrator has not ended it yet."""
         with self._write() as connection:
             ended = None if status == "running" else now()
-            connection.execute(sa.update(t.runs).where(t.runs.c.id == run).values(status=status, ended=ended))
+            connection.execute("update runs set status = ?, ended = ? where id = ?", (status, ended, run))
 
     def list_runs(self, limit: int = 20) -> list[RunRow]:
         """Return the latest runs, newest first."""
-        query = sa.select(t.runs).order_by(t.runs.c.started.desc(), t.runs.c.id).limit(limit)
-        return [RunRow(**row) for row in self._rows(query)]
+        query = "select * from runs order by started desc, id limit ?"
+        return [RunRow(**row) for row in self._rows(query, (limit,))]
 
     def run(self, prefix: str) -> RunRow:
         """Return a run by its id or the beginning of it.
@@ -156,35 +162,24 @@ class Journal:
 
     def begin_with(self, prefix: str) -> list[RunRow]:
         """Return the runs whose id begins so, newest first."""
-        query = sa.select(t.runs).where(t.runs.c.id.startswith(prefix, autoescape=True))
-        return [RunRow(**row) for row in self._rows(query.order_by(t.runs.c.started.desc()))]
+        query = "select * from runs where substr(id, 1, length(:prefix)) = :prefix order by started desc"
+        return [RunRow(**row) for row in self._rows(query, {"prefix": prefix})]
 
     def running(self) -> list[RunRow]:
         """Return the runs that are noted as running, dead ones too."""
-        return [RunRow(**row) for row in self._rows(sa.select(t.runs).where(t.runs.c.status == "running"))]
+        return [RunRow(**row) for row in self._rows("select * from runs where status = 'running'")]
 
     # steps
 
     def begin_steps(self, run: str, plan: Iterable[Step]) -> None:
         """Note the steps of a run as waiting, those that it does not know yet."""
+        rows = [(run, step.key, position, step.kind, step.label, step.target) for position, step in enumerate(plan)]
         with self._write() as connection:
-            known: set[str] = set(connection.scalars(sa.select(t.steps.c.key).where(t.steps.c.run == run)))
-            new = [
-                {
-                    "run": run,
-                    "key": step.key,
-                    "position": position,
-                    "kind": step.kind,
-                    "label": step.label,
-                    "target": step.target,
-                    "phase": "waiting",
-                    "message": "",
-                }
-                for position, step in enumerate(plan)
-                if step.key not in known
-            ]
-            if new:
-                connection.execute(sa.insert(t.steps), new)
+            connection.executemany(
+                "insert into steps (run, key, position, kind, label, target, phase, message)"
+                " values (?, ?, ?, ?, ?, ?, 'waiting', '') on conflict do nothing",
+                rows,
+            )
 
     def note_step(self, run: str, key: str, **facts: Any) -> None:
         """Change what is known of a step.
@@ -207,179 +202,159 @@ class Journal:
         if "message" in values:
             values["message"] = redact(values["message"])
         with self._write() as connection:
-            connection.execute(sa.update(t.steps).where(t.steps.c.run == run, t.steps.c.key == key).values(**values))
+            changes = ", ".join(STEP_FACTS[name] for name in values)
+            statement = " ".join(("update steps set", changes, "where run = :of_run and key = :of_key"))
+            connection.execute(statement, {**values, "of_run": run, "of_key": key})
 
     def note_started(self, run: str, key: str) -> None:
         """Note that a step begins; one that began earlier keeps its time."""
         with self._write() as connection:
             connection.execute(
-                sa.update(t.steps)
-                .where(t.steps.c.run == run, t.steps.c.key == key, t.steps.c.started.is_(None))
-                .values(started=now())
+                "update steps set started = ? where run = ? and key = ? and started is null", (now(), run, key)
             )
 
     def step(self, run: str, key: str) -> StepRow | None:
         """Return a step of a run."""
-        query = sa.select(t.steps).where(t.steps.c.run == run, t.steps.c.key == key)
-        return next((_step(row) for row in self._rows(query)), None)
+        rows = self._rows("select * from steps where run = ? and key = ?", (run, key))
+        return next((_step(row) for row in rows), None)
 
     def steps(self, run: str) -> list[StepRow]:
         """Return the steps of a run in the plan's order."""
-        query = sa.select(t.steps).where(t.steps.c.run == run).order_by(t.steps.c.position)
-        return [_step(row) for row in self._rows(query)]
+        return [_step(row) for row in self._rows("select * from steps where run = ? order by position", (run,))]
 
     def last(self, key: str, phase: str | None = None) -> StepRow | None:
         """Return what the latest run that began a step knows of it, with `phase` the latest that came to that."""
         query = (
-            sa.select(t.steps)
-            .where(t.steps.c.key == key, t.steps.c.started.is_not(None))
-            .order_by(t.steps.c.started.desc())
-            .limit(1)
+            "select * from steps where key = :key and started is not null and coalesce(:phase, phase) = phase"
+            " order by started desc limit 1"
         )
-        if phase is not None:
-            query = query.where(t.steps.c.phase == phase)
-        return next((_step(row) for row in self._rows(query)), None)
+        return next((_step(row) for row in self._rows(query, {"key": key, "phase": phase})), None)
 
     def open_steps(self, run: str | None = None) -> list[StepRow]:
         """Return the unfinished steps that may have left a stage, of one run or of all."""
-        query = sa.select(t.steps).where(t.steps.c.bases.is_not(None), t.steps.c.phase.not_in(DONE_PHASES))
-        if run is not None:
-            query = query.where(t.steps.c.run == run)
-        return [_step(row) for row in self._rows(query)]
+        query = "select * from steps where bases is not null and coalesce(:run, run) = run"
+        return [_step(row) for row in self._rows(query, {"run": run}) if row["phase"] not in DONE_PHASES]
 
     # checks
 
     def note_checks(self, run: str, key: str, results: Sequence[CheckResult]) -> None:
         """Keep the checks' results of a step, instead of those of an earlier attempt."""
         rows = [
-            {
-                "run": run,
-                "step": key,
-                "layer": result.asset.layer,
-                "asset": result.asset.name,
-                "name": result.name,
-                "passed": result.passed,
-                "blocking": result.blocking,
-                "failing": result.failing,
-                "detail": redact(result.detail),
-                "sample": json.dumps(_clean(list(result.sample))),
-            }
+            (
+                *(run, key, result.asset.layer, result.asset.name, result.name, result.passed, result.blocking),
+                *(result.failing, redact(result.detail), json.dumps(_clean(list(result.sample)))),
+            )
             for result in results
         ]
         with self._write() as connection:
-            connection.execute(sa.delete(t.checks).where(t.checks.c.run == run, t.checks.c.step == key))
-            if rows:
-                connection.execute(sa.insert(t.checks), rows)
+            connection.execute("delete from checks where run = ? and step = ?", (run, key))
+            connection.executemany(
+                "insert into checks (run, step, layer, asset, name, passed, blocking, failing, detail, sample)"
+                " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
 
     def checks(self, run: str, key: str | None = None) -> list[CheckResult]:
         """Return the checks' results of a run, or of one of its steps."""
-        query = sa.select(t.checks).where(t.checks.c.run == run).order_by(t.checks.c.id)
-        if key is not None:
-            query = query.where(t.checks.c.step == key)
+        query = "select * from checks where run = :run and coalesce(:step, step) = step order by id"
         return [
             CheckResult(
                 row["name"],
                 AssetId(row["layer"], row["asset"]),
-                row["passed"],
-                row["blocking"],
+                bool(row["passed"]),
+                bool(row["blocking"]),
                 row["failing"],
                 row["detail"],
                 tuple(json.loads(row["sample"])),
             )
-            for row in self._rows(query)
+            for row in self._rows(query, {"run": run, "step": key})
         ]
 
     # what was published last, and stages of strangers
 
     def remember(self, scope: str, target: str, entries: Sequence[LedgerEntry]) -> None:
         """Keep the seq of assets as the last that was seen in their target."""
+        rows = [
+            (scope, target, entry.asset.layer, entry.asset.name, entry.seq, str(entry.load), entry.run, entry.time)
+            for entry in entries
+        ]
         with self._write() as connection:
-            for entry in entries:
-                key = {"scope": scope, "target": target, "layer": entry.asset.layer, "name": entry.asset.name}
-                connection.execute(sa.delete(t.published).where(*(t.published.c[name] == key[name] for name in key)))
-                values = {"seq": entry.seq, "load": str(entry.load), "run": entry.run, "time": entry.time}
-                connection.execute(sa.insert(t.published).values(**key, **values))
+            connection.executemany("insert or replace into published values (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def forget(self, scope: str, target: str, asset: AssetId) -> None:
         """Forget the last seq of an asset: its target was restored, and that is accepted."""
         with self._write() as connection:
             connection.execute(
-                sa.delete(t.published).where(
-                    t.published.c.scope == scope,
-                    t.published.c.target == target,
-                    t.published.c.layer == asset.layer,
-                    t.published.c.name == asset.name,
-                )
+                "delete from published where scope = ? and target = ? and layer = ? and name = ?",
+                (scope, target, asset.layer, asset.name),
             )
 
     def remembered(self, scope: str, target: str) -> dict[AssetId, tuple[int, str, str]]:
         """Return asset → (seq, run, time) of the last publishes that were seen in a target."""
-        query = sa.select(t.published).where(t.published.c.scope == scope, t.published.c.target == target)
-        return {AssetId(row["layer"], row["name"]): (row["seq"], row["run"], row["time"]) for row in self._rows(query)}
+        rows = self._rows("select * from published where scope = ? and target = ?", (scope, target))
+        return {AssetId(row["layer"], row["name"]): (row["seq"], row["run"], row["time"]) for row in rows}
 
     def stranger(self, run: str) -> str:
         """Return since when a run that is not ours is known, from now on when it was not."""
         with self._write() as connection:
-            seen: str | None = connection.scalar(sa.select(t.strangers.c.seen).where(t.strangers.c.run == run))
-            if seen is None:
-                seen = now()
-                connection.execute(sa.insert(t.strangers).values(run=run, seen=seen))
+            connection.execute("insert into strangers values (?, ?) on conflict do nothing", (run, now()))
+            seen: str = connection.execute("select seen from strangers where run = ?", (run,)).fetchone()["seen"]
             return seen
 
     # leases
 
     def lease(self, name: str) -> LeaseRow | None:
         """Return who holds a lease, dead or alive."""
-        return next((LeaseRow(**row) for row in self._rows(sa.select(t.leases).where(t.leases.c.name == name))), None)
+        return next((LeaseRow(**row) for row in self._rows(_LEASE, (name,))), None)
 
     def leases(self, run: str) -> list[LeaseRow]:
         """Return the leases of a run, dead or alive."""
-        return [LeaseRow(**row) for row in self._rows(sa.select(t.leases).where(t.leases.c.run == run))]
+        return [LeaseRow(**row) for row in self._rows("select * from leases where run = ?", (run,))]
 
     def take_lease(self, lease: LeaseRow, instead_of: LeaseRow | None) -> bool:
         """Write a lease if it is still held by `instead_of`, or by nobody; says whether it was."""
         with self._write() as connection:
-            row = connection.execute(sa.select(t.leases).where(t.leases.c.name == lease.name)).mappings().first()
-            if (None if row is None else LeaseRow(**row)) != instead_of:
+            row = connection.execute(_LEASE, (lease.name,)).fetchone()
+            if (None if row is None else LeaseRow(**dict(row))) != instead_of:
                 return False
-            connection.execute(sa.delete(t.leases).where(t.leases.c.name == lease.name))
-            values = {column: getattr(lease, column) for column in LeaseRow.__slots__}
-            connection.execute(sa.insert(t.leases).values(values))
+            values = [getattr(lease, column) for column in LeaseRow.__slots__]
+            connection.execute("insert or replace into leases values (?, ?, ?, ?, ?, ?, ?)", values)
             return True
 
     def beat(self, names: Sequence[str], owner: str, run: str) -> set[str]:
         """Renew the heartbeat of leases; returns those that are no longer ours."""
-        mine = (t.leases.c.name.in_(names), t.leases.c.owner == owner, t.leases.c.run == run)
+        statement = "update leases set heartbeat = ? where name = ? and owner = ? and run = ?"
         with self._write() as connection:
-            connection.execute(sa.update(t.leases).where(*mine).values(heartbeat=time.time()))
-            return set(names) - set(connection.scalars(sa.select(t.leases.c.name).where(*mine)))
+            time_now = time.time()
+            return {name for name in names if not connection.execute(statement, (time_now, name, owner, run)).rowcount}
 
     def drop_leases(self, names: Sequence[str], owner: str, run: str) -> None:
         """Release leases, those that are still ours."""
         with self._write() as connection:
-            connection.execute(
-                sa.delete(t.leases).where(t.leases.c.name.in_(names), t.leases.c.owner == owner, t.leases.c.run == run)
+            connection.executemany(
+                "delete from leases where name = ? and owner = ? and run = ?", [(name, owner, run) for name in names]
             )
 
 
-def _prepare(connection: sqlite3.Connection, _record: object) -> None:
-    """Set up a new connection; transactions are begun by `_begin`, not by the driver."""
-    connection.isolation_level = None
-    for attempt in range(100):
-        try:
-            connection.execute("pragma journal_mode = wal")
-            break
-        except sqlite3.OperationalError:  # two processes make the file at once: this pragma does not wait
-            if attempt == 99:
-                raise
-            time.sleep(0.02)
-    connection.execute("pragma synchronous = normal")
-    connection.execute("pragma foreign_keys = on")
-
-
-def _begin(connection: sa.Connection) -> None:
-    """Begin with the write lock: a read that turns into a write later would fail at once instead of waiting."""
-    connection.exec_driver_sql("begin immediate")
+def _open(path: Path) -> sqlite3.Connection:
+    """Open the file; transactions are begun by `_write`, not by the driver."""
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection.row_factory = sqlite3.Row
+    try:
+        for attempt in range(100):
+            try:
+                connection.execute("pragma journal_mode = wal")
+                break
+            except sqlite3.OperationalError:  # two processes make the file at once: this pragma does not wait
+                if attempt == 99:
+                    raise
+                time.sleep(0.02)
+        connection.execute("pragma synchronous = normal")
+        connection.execute("pragma foreign_keys = on")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _clean(value: Any) -> Any:
@@ -393,7 +368,7 @@ def _clean(value: Any) -> Any:
     return value
 
 
-def _step(row: sa.RowMapping) -> StepRow:
+def _step(row: Mapping[str, Any]) -> StepRow:
     def many(name: str) -> list[Any]:
         found: list[Any] = json.loads(row[name]) if row[name] else []
         return found

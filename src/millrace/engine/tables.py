@@ -1,101 +1,52 @@
 """The journal's tables: times are UTC ISO 8601 texts, `heartbeat` counts seconds since the epoch, JSON is text."""
 
-from __future__ import annotations
-
-import sqlalchemy as sa
-
 FORMAT = 1
 """Version of the journal; docs/reference/formats.md describes it. A newer one is refused."""
 
-metadata = sa.MetaData()
-
-format_table = sa.Table("format", metadata, sa.Column("version", sa.Integer, primary_key=True))
-
-runs = sa.Table(
-    "runs",
-    metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("project", sa.Text, nullable=False),
-    sa.Column("env", sa.Text, nullable=False),
-    sa.Column("pipeline", sa.Text, nullable=False),
-    sa.Column("started", sa.Text, nullable=False, index=True),
-    sa.Column("ended", sa.Text),
-    sa.Column("status", sa.Text, nullable=False),
-    sa.Column("logical_time", sa.Text, nullable=False),
-    sa.Column("host", sa.Text, nullable=False),
-    sa.Column("pid", sa.Integer),  # null: an orchestrator runs the phases, each in a process of its own
-    sa.Column("command", sa.Text, nullable=False),
+TABLES = (
+    "create table if not exists format (version integer not null primary key)",
+    # pid is null where an orchestrator runs the phases, each in a process of its own
+    """create table if not exists runs (
+        id text not null primary key, project text not null, env text not null, pipeline text not null,
+        started text not null, ended text, status text not null, logical_time text not null, host text not null,
+        pid integer, command text not null)""",
+    "create index if not exists ix_runs_started on runs (started)",
+    """create table if not exists steps (
+        run text not null references runs on delete cascade, key text not null, position integer not null,
+        kind text not null, label text not null, target text not null, phase text not null, started text, ended text,
+        rows integer, seconds float, peak_rss integer, message text not null, bases text, staged text, proofs text,
+        entry text, error text, primary key (run, key))""",
+    "create index if not exists ix_steps_key on steps (key)",
+    "create index if not exists ix_steps_phase on steps (phase)",
+    """create table if not exists leases (
+        name text not null primary key, run text not null, host text not null, pid integer not null,
+        owner text not null, acquired text not null, heartbeat float not null)""",
+    "create index if not exists ix_leases_run on leases (run)",
+    """create table if not exists checks (
+        id integer not null primary key, run text not null, step text not null, layer text not null,
+        asset text not null, name text not null, passed boolean not null, blocking boolean not null, failing integer,
+        detail text not null, sample text not null,
+        foreign key (run, step) references steps (run, key) on delete cascade)""",
+    "create index if not exists checks_by_step on checks (run, step)",
+    # the last publish that was seen: a ledger behind it means that the target was restored
+    """create table if not exists published (
+        scope text not null, target text not null, layer text not null, name text not null, seq integer not null,
+        load text not null, run text not null, time text not null, primary key (scope, target, layer, name))""",
+    # runs of other journals whose stages were met in a target, and since when we know of them
+    "create table if not exists strangers (run text not null primary key, seen text not null)",
 )
 
-steps = sa.Table(
-    "steps",
-    metadata,
-    sa.Column("run", sa.Text, sa.ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("key", sa.Text, primary_key=True, index=True),
-    sa.Column("position", sa.Integer, nullable=False),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("label", sa.Text, nullable=False),
-    sa.Column("target", sa.Text, nullable=False),
-    sa.Column("phase", sa.Text, nullable=False, index=True),
-    sa.Column("started", sa.Text),
-    sa.Column("ended", sa.Text),
-    sa.Column("rows", sa.Integer),
-    sa.Column("seconds", sa.Float),
-    sa.Column("peak_rss", sa.Integer),
-    sa.Column("message", sa.Text, nullable=False),
-    sa.Column("bases", sa.Text),
-    sa.Column("staged", sa.Text),
-    sa.Column("proofs", sa.Text),
-    sa.Column("entry", sa.Text),
-    sa.Column("error", sa.Text),
-)
-
-leases = sa.Table(
-    "leases",
-    metadata,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("run", sa.Text, nullable=False, index=True),
-    sa.Column("host", sa.Text, nullable=False),
-    sa.Column("pid", sa.Integer, nullable=False),
-    sa.Column("owner", sa.Text, nullable=False),
-    sa.Column("acquired", sa.Text, nullable=False),
-    sa.Column("heartbeat", sa.Float, nullable=False),
-)
-
-checks = sa.Table(
-    "checks",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("run", sa.Text, nullable=False),
-    sa.Column("step", sa.Text, nullable=False),
-    sa.Column("layer", sa.Text, nullable=False),
-    sa.Column("asset", sa.Text, nullable=False),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("passed", sa.Boolean, nullable=False),
-    sa.Column("blocking", sa.Boolean, nullable=False),
-    sa.Column("failing", sa.Integer),
-    sa.Column("detail", sa.Text, nullable=False),
-    sa.Column("sample", sa.Text, nullable=False),
-    sa.ForeignKeyConstraint(["run", "step"], ["steps.run", "steps.key"], ondelete="CASCADE"),
-)
-sa.Index("checks_by_step", checks.c.run, checks.c.step)
-
-published = sa.Table(  # the last publish that was seen: a ledger behind it means that the target was restored
-    "published",
-    metadata,
-    sa.Column("scope", sa.Text, primary_key=True),
-    sa.Column("target", sa.Text, primary_key=True),
-    sa.Column("layer", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("seq", sa.Integer, nullable=False),
-    sa.Column("load", sa.Text, nullable=False),
-    sa.Column("run", sa.Text, nullable=False),
-    sa.Column("time", sa.Text, nullable=False),
-)
-
-strangers = sa.Table(  # runs of other journals whose stages were met in a target, and since when we know of them
-    "strangers",
-    metadata,
-    sa.Column("run", sa.Text, primary_key=True),
-    sa.Column("seen", sa.Text, nullable=False),
-)
+STEP_FACTS = {
+    "phase": "phase = :phase",
+    "ended": "ended = :ended",
+    "rows": "rows = :rows",
+    "seconds": "seconds = :seconds",
+    "peak_rss": "peak_rss = :peak_rss",
+    "message": "message = :message",
+    "bases": "bases = :bases",
+    "staged": "staged = :staged",
+    "proofs": "proofs = :proofs",
+    "entry": "entry = :entry",
+    "error": "error = :error",
+}
+"""What can be changed of a step, as `update … set` has it."""
