@@ -114,7 +114,7 @@ class Aside:
             return None, self._none()
         import pyarrow as pa
 
-        bad = pa.concat_tables(self._bad or [bad_schema(self.schema).empty_table()])
+        bad = pa.concat_tables(self._bad or [fitted(bad_schema(self.schema).empty_table(), self.schema)])
         if self._other is not None:
             older = _widened(*self._other, bad, self.schema)
         merge = _Merge(self, bad, older)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from millrace.core.digest import Digest
@@ -36,6 +37,11 @@ SAID = (RULE, COLUMN, REASON, SOURCE, BYTES)
 STATUSES = ("open", "replayed", "dropped")
 UNREAD = "readable"
 """The rule that a line of a file breaks that cannot be read into columns."""
+UNFIT = "fits"
+"""The rule that a row breaks that has values which the lake cannot hold.
+
+They are null in the entry and stand as texts in BYTES, a JSON object; DIGEST is the row's at its source.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,29 +102,47 @@ def state_schema(schema: Schema) -> pa.Schema:
 
 
 def fitted(bad: pa.Table, schema: Schema) -> pa.Table:
-    """Return rows in the schema of `bad_schema`; what need not be said is null. Raises ContractBroken."""
+    """Return rows in the schema of `bad_schema` and DIGEST; what need not be said is null. Raises ContractBroken."""
     import pyarrow as pa
 
     arrays = []
-    for field in bad_schema(schema):
+    wanted = bad_schema(schema).append(pa.field(DIGEST, pa.string()))
+    for field in wanted:
         if field.name in bad.schema.names:
             try:
                 arrays.append(bad.column(field.name).cast(field.type))
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise ContractBroken(f"{field.name} of a bad row is no {field.type}", detail=[str(error)]) from error
-        elif field.name in SAID and field.name != REASON:
+        elif field.name in (*SAID, DIGEST) and field.name != REASON:
             arrays.append(pa.chunked_array([pa.nulls(bad.num_rows, field.type)]))
         else:
             raise ContractBroken(f"rows to set aside lack the column {field.name}")
-    return pa.Table.from_arrays(arrays, schema=bad_schema(schema))
+    return pa.Table.from_arrays(arrays, schema=wanted)
+
+
+def unfit(rows: pa.Table) -> pa.BooleanArray:
+    """Return which rows, set aside or in a state, have values that the lake cannot hold."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if RULE not in rows.schema.names:
+        return pa.repeat(False, rows.num_rows)
+    return pc.equal(rows.column(RULE), UNFIT).fill_null(False).combine_chunks()
 
 
 def row_digests(rows: pa.Table, schema: Schema) -> list[str]:
-    """Return the digest of each row: its hash where the columns have exact ones, else a hash of its values' text."""
+    """Return the digest of each row: its hash where the columns have exact ones, else a hash of its values' text.
+
+    Rows that do not fit the lake keep the one that they came with.
+    """
     if hashable(schema):
         from millrace.lake.rowhash import row_hashes
 
-        return [str(found) for found in row_hashes(rows.select(list(schema.names)), schema)]
+        found = [str(one) for one in row_hashes(rows.select(list(schema.names)), schema)]
+        for place, other in enumerate(unfit(rows).to_pylist()):
+            if other:
+                found[place] = rows.column(DIGEST)[place].as_py()
+        return found
     texts = (repr(tuple(row.values())) for row in rows.select(list(schema.names)).to_pylist())
     return [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16] for text in texts]
 
@@ -133,9 +157,16 @@ def digest_of(rows: pa.Table, schema: Schema) -> Digest:
     """Return the digest of some rows; of columns without exact hashes just how many there are."""
     if not hashable(schema):
         return Digest(rows.num_rows, 0, schema.shape)
+    import pyarrow.compute as pc
+
     from millrace.lake.rowhash import digest_table
 
-    return digest_table(rows.select(list(schema.names)), schema)
+    given = unfit(rows)
+    if not given.true_count:
+        return digest_table(rows.select(list(schema.names)), schema)
+    sums = rows.filter(given).column(DIGEST).to_pylist()
+    rest = digest_table(rows.filter(pc.invert(given)).select(list(schema.names)), schema)
+    return rest + Digest(len(sums), sum(map(int, sums)), schema.shape)
 
 
 def packed(row: pa.Table) -> bytes:
@@ -175,15 +206,19 @@ def read(folder: Folder, manifest: Manifest | None) -> pa.Table | None:
     """
     if manifest is None or manifest.quarantine is None:
         return None
+    return read_file(folder.quarantine / manifest.quarantine["file"], manifest.entry.asset)
+
+
+def read_file(path: Path, asset: AssetId) -> pa.Table:
+    """Return the state in a file. Raises StepFailed: it is missing or cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = folder.quarantine / manifest.quarantine["file"]
     try:
         return pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise StepFailed(
-            f"the quarantine of {manifest.entry.asset} cannot be read", where=str(path), detail=[str(error)[:200]]
+            f"the quarantine of {asset} cannot be read", where=str(path), detail=[str(error)[:200]]
         ) from error
 
 
@@ -259,3 +294,16 @@ def balance(folder: Folder, manifest: Manifest) -> Balance:
         agree = found == Digest.from_json(wanted)
     compared = manifest.entry.level == "table" or isinstance(manifest.entry.position, Versions)
     return Balance(source, compared, asset, counts["open"], counts["replayed"], counts["dropped"], agree)
+
+
+def told(rows: pa.Table, key: Sequence[str], examples: int) -> list[str]:
+    """Return lines for an error about rows that do not fit: each column, how many, and some of them."""
+    counts: Counter[str] = Counter(rows.column(COLUMN).to_pylist())
+    lines = []
+    for name, count in counts.items():
+        shown = [row for row in rows.select([COLUMN, REASON, *key]).to_pylist() if row[COLUMN] == name]
+        lines.append(f"{UNFIT}({name}): {count:,} {'row does' if count == 1 else 'rows do'} not fit the lake")
+        for row in shown[:examples]:
+            named = ", ".join(f"{part} {row[part]}" for part in key)
+            lines.append(f"  {row[REASON]}" + (f" ({named})" if named else ""))
+    return lines

@@ -89,7 +89,7 @@ def batches(
         engine: a DuckDB connection.
         files: Parquet files with the asset's columns.
         schema: of the asset.
-        columns: which of its columns.
+        columns: which of its columns; others are texts.
         segments: parts that are wanted; of ranges little else is read, of others everything is.
         without: files with keys whose rows are left out.
     """
@@ -100,7 +100,7 @@ def batches(
     keys = listed(map(quoted, schema.key))
     query = fill(WITHOUT if without else ROWS, columns=wanted, files=FILES, keys=keys, bounds=bounds)
     types = arrow_schema(schema)
-    plain = pa.schema([types.field(name) for name in columns])
+    plain = pa.schema([types.field(name) if name in types.names else pa.field(name, pa.string()) for name in columns])
     params = [list(files), *([list(without)] if without else []), *ends]
     for batch in engine.sql(query, params=params).to_arrow_reader(BATCH_ROWS):
         fitted = conform(batch, plain, 0, 0, "the lake")
@@ -144,6 +144,18 @@ def digests(rows: Iterable[pa.RecordBatch], schema: Schema, segments: Sequence[S
         segment.id: Digest(int(rows_), sum_, schema.shape)
         for segment, rows_, sum_ in zip(segments, count, total, strict=True)
     }
+
+
+def sums(
+    rows: Iterable[pa.RecordBatch], given: str, schema: Schema, segments: Sequence[Segment]
+) -> dict[SegmentId, Digest]:
+    """Digest each segment of a stream of rows whose digests stand in a column, as texts; see `digests`."""
+    found = [Digest(0, 0, schema.shape)] * len(segments)
+    for batch in rows:
+        for place, text in zip(places(batch, schema, segments), batch.column(given).to_pylist(), strict=True):
+            if place >= 0:
+                found[place] += Digest(1, int(text), schema.shape)
+    return {segment.id: digest for segment, digest in zip(segments, found, strict=True)}
 
 
 def keys_in(

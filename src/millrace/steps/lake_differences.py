@@ -187,7 +187,20 @@ def _right(pair: _Pair, segments: Sequence[Segment]) -> Hashes:
     for name, row in _hashes(pair, pair.side.fixes, segments).items():
         if found.get(name) == row:
             del found[name]
-    return found | _hashes(pair, pair.side.entries, segments)
+    return found | _hashes(pair, pair.side.entries, segments) | _given(pair, segments)
+
+
+def _given(pair: _Pair, segments: Sequence[Segment]) -> Hashes:
+    """Return the rows in quarantine that do not fit the lake."""
+    from millrace.lake.quarantine import DIGEST
+    from millrace.lake.rowhash import record_hashes
+    from millrace.lake.segments import key_of
+
+    found: Hashes = {}
+    for batch in _batches(pair, pair.side.unfit, segments, (*pair.key, DIGEST)):
+        keys = record_hashes(batch, key_of(pair.side.schema)).view("<i8").tolist()
+        found.update(zip(keys, map(int, batch.column(DIGEST).to_pylist()), strict=True))
+    return found
 
 
 def _hashes(pair: _Pair, files: Sequence[str], segments: Sequence[Segment]) -> Hashes:
@@ -197,13 +210,15 @@ def _hashes(pair: _Pair, files: Sequence[str], segments: Sequence[Segment]) -> H
     return found
 
 
-def _batches(pair: _Pair, files: Sequence[str], segments: Sequence[Segment]) -> Iterator[pa.RecordBatch]:
+def _batches(
+    pair: _Pair, files: Sequence[str], segments: Sequence[Segment], columns: Sequence[str] = ()
+) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
     from millrace.lake import segments as lake
 
     schema = pair.side.schema
-    for batch in lake.batches(pair.side.engine, files, schema, schema.names, segments):
+    for batch in lake.batches(pair.side.engine, files, schema, columns or schema.names, segments):
         yield batch.filter(pa.array(lake.places(batch, schema, segments) >= 0))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from millrace.core.staged import LedgerEntry, Proof, Staged
 from millrace.duck import engine
 from millrace.errors import ContractBroken, NotFound, UsageError, did_you_mean
 from millrace.lake import quarantine
-from millrace.lake.quarantine import ENTRY, FIX, RULE, STATUS, UNREAD
+from millrace.lake.quarantine import BYTES, ENTRY, FIX, REASON, RULE, STATUS, UNFIT, UNREAD
 from millrace.lake.table import arrow_type
 from millrace.lake.target import LakeTarget
 from millrace.quality.gate import reason
@@ -232,6 +233,12 @@ def _holding(work: _Work, rows: pa.Table, places: Sequence[int], connection: Any
         for number, place in enumerate(places)
         if work.state.column(RULE)[place].as_py() == UNREAD
     }
+    unset = {
+        number: str(work.state.column(REASON)[place])
+        for number, place in enumerate(places)
+        if work.state.column(RULE)[place].as_py() == UNFIT
+        and not json.loads(work.state.column(BYTES)[place].as_py()).keys() <= work.step.spec["set"].keys()
+    }
     broken: dict[int, str] = {}
     for column in work.schema.columns:
         if not column.nullable:
@@ -243,7 +250,7 @@ def _holding(work: _Work, rows: pa.Table, places: Sequence[int], connection: Any
         for number, rules in sieve.broken(connection, [file], work.schema).items():
             row = rows.slice(number, 1).to_pylist()[0]
             broken[number] = "; ".join(reason(rule, row) for rule in rules)
-    broken |= unread
+    broken |= {**unset, **unread}
     told = [f"{work.state.column(ENTRY)[places[number]]}: {why}" for number, why in sorted(broken.items())]
     good = [number for number in range(rows.num_rows) if number not in broken]
     if not good:

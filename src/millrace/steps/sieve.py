@@ -1,5 +1,7 @@
 """The sieve: with `contract: {bad_rows: quarantine}`, rows that break a blocking row rule are set aside while staging.
 
+So are rows with values that the lake cannot hold, which the caller has found while reading: no rule looks at them.
+
 One scan of the staged Parquet finds them. When there are none nothing more happens; otherwise only the files that
 hold some are written again, without them. The proof then counts what was set aside, and the checks in it see the
 asset as it would be, where the same rules have to hold.
@@ -90,8 +92,11 @@ class Sieve:
     now: dt.datetime
     last_good: str | None
 
-    def stage(self, connection: duckdb.DuckDBPyConnection, opened: LakeStage) -> None:
+    def stage(self, connection: duckdb.DuckDBPyConnection, opened: LakeStage, unfit: pa.Table | None = None) -> None:
         """Set the bad rows of an open stage aside; it is closed afterwards.
+
+        Args:
+            unfit: rows that are not in its files, since the lake cannot hold them; see `LakeStage.set_aside`.
 
         Raises:
             ContractBroken: more than `max_bad` of them.
@@ -101,13 +106,13 @@ class Sieve:
         schema = opened.request.schema
         older = opened.quarantined()
         broken = self._find(connection, paths, schema, older)
-        bad: list[pa.Table] = []
+        bad: list[pa.Table] = [] if unfit is None else [unfit]
         for segment, found in files.items():
             if any(str(path) in broken.places for path in found):
                 # without a digest: a killed attempt's leftover must not count as the whole segment
                 opened.write_batches(Segment(segment, "all"), self._kept(found, broken, bad))
         rows = self._together(bad, schema)
-        self._limit(connection, rows, broken.rows, older, schema)
+        self._limit(connection, rows, _rows(broken, unfit), older, schema)
         opened.set_aside(rows, reopened=self._reopened(connection, older, schema))
 
     def changes(
@@ -118,10 +123,12 @@ class Sieve:
         older: pa.Table | None,
         *,
         again: bool = False,
+        unfit: pa.Table | None = None,
     ) -> tuple[pa.Table, list[str]]:
         """Take the bad rows out of files with changes.
 
         Args:
+            unfit: as for `stage`.
             again: rows that lie in quarantine already are read again: they are none too many.
 
         Returns:
@@ -134,7 +141,7 @@ class Sieve:
         import pyarrow.parquet as pq
 
         broken = self._find(connection, files, schema, older, again=again)
-        bad: list[pa.Table] = []
+        bad: list[pa.Table] = [] if unfit is None else [unfit]
         for path in files:
             if str(path) not in broken.places:
                 continue
@@ -145,7 +152,7 @@ class Sieve:
                         writer.write_batch(batch)
                 half.replace(path)
         rows = self._together(bad, schema)
-        self._limit(connection, rows, broken.rows, older, schema, again=again)
+        self._limit(connection, rows, _rows(broken, unfit), older, schema, again=again)
         return rows, self._reopened(connection, older, schema)
 
     def _find(
@@ -158,16 +165,17 @@ class Sieve:
         again: bool = False,
     ) -> _Broken:
         """Look for broken rows; where they are clearly too many, none is fetched. Raises ContractBroken."""
-        table = self._attached(connection, [str(path) for path in files], schema)
+        paths = [str(path) for path in files]
+        table = self._attached(connection, paths, schema)
         query = querying(connection, self.where)
         rules = sql.quarantining(self.rules, table)
         if not rules:
-            return _Broken(0, (), {})
+            return _Broken(_rows_in(paths), (), {})
         ((rows, count),) = query(sql.count_broken(rules, table), ())
         if not count:
             return _Broken(rows, rules, {})
         if count - len(_settled(older, schema, again=again)) > most_bad(self.max_bad, rows):
-            raise self._too_many(connection, rules, count, rows)
+            raise self._too_many(connection, rules, count, rows, [])
         places: dict[str, list[tuple[int, tuple[bool, ...]]]] = {}
         for path, row, *flags in query(sql.broken_rows(rules, table, (inputs.FILE, inputs.ROW)), ()):
             places.setdefault(path, []).append((row, tuple(flags)))
@@ -210,7 +218,7 @@ class Sieve:
         import pyarrow as pa
 
         none = quarantine.bad_schema(schema).empty_table()
-        return pa.concat_tables([none, *(quarantine.fitted(table, schema) for table in bad)])
+        return pa.concat_tables([quarantine.fitted(table, schema) for table in (none, *bad)])
 
     # how many
 
@@ -231,12 +239,17 @@ class Sieve:
         )
         count = bad.num_rows - sum(one in settled for one in found)
         if count > most_bad(self.max_bad, rows):
+            import pyarrow.compute as pc
+
+            unfit = quarantine.unfit(bad)
+            said = quarantine.told(bad.filter(unfit), schema.key, EXAMPLES)
             with tempfile.TemporaryDirectory(prefix="millrace-") as folder:
-                table = self._attached(connection, [_written(bad.select(list(schema.names)), folder)], schema)
-                raise self._too_many(connection, sql.quarantining(self.rules, table), count, rows)
+                broken = bad.filter(pc.invert(unfit)).select(list(schema.names))
+                table = self._attached(connection, [_written(broken, folder)], schema)
+                raise self._too_many(connection, sql.quarantining(self.rules, table), count, rows, said)
 
     def _too_many(
-        self, connection: duckdb.DuckDBPyConnection, rules: Sequence[RowRule], count: int, rows: int
+        self, connection: duckdb.DuckDBPyConnection, rules: Sequence[RowRule], count: int, rows: int, said: list[str]
     ) -> ContractBroken:
         results = run_checks(
             rules,
@@ -245,7 +258,7 @@ class Sieve:
             key=self.key,
             now=self.now,
         )
-        detail = []
+        detail = said
         for result in results:
             if not result.passed:
                 detail += [f"{result.name}: {result.detail}", *(f"  {line}" for line in result.sample[:EXAMPLES])]
@@ -287,7 +300,26 @@ class Sieve:
         return {row: [rule for rule, broken in zip(rules, flags, strict=True) if broken] for row, *flags in found}
 
 
-def sieve_of(step: Step, asset: AssetId, key: Sequence[str], ctx: Context, entry: LedgerEntry | None) -> Sieve | None:
+def _rows(broken: _Broken, unfit: pa.Table | None) -> int:
+    """Return how many rows a load has read."""
+    return broken.rows + (0 if unfit is None else unfit.num_rows)
+
+
+def _rows_in(paths: Iterable[str]) -> int:
+    import pyarrow.parquet as pq
+
+    return sum(pq.read_metadata(path).num_rows for path in paths)
+
+
+def sieve_of(
+    step: Step,
+    asset: AssetId,
+    key: Sequence[str],
+    ctx: Context,
+    entry: LedgerEntry | None,
+    *,
+    values: bool = False,
+) -> Sieve | None:
     """Return the sieve of an asset, or None where its contract sets nothing aside.
 
     Args:
@@ -296,10 +328,11 @@ def sieve_of(step: Step, asset: AssetId, key: Sequence[str], ctx: Context, entry
         key: the asset's key.
         ctx: of the step.
         entry: the ledger's, for errors.
+        values: rows may be set aside for other reasons than checks.
     """
     contract = step.spec.get("contract") or {}
     checks = step.spec.get("checks") or {}
-    if contract.get("bad_rows") != "quarantine" or not checks:
+    if contract.get("bad_rows") != "quarantine" or not (checks or values):
         return None
     return Sieve(
         asset=asset,

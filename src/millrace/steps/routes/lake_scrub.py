@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from millrace.core.schema import Schema
     from millrace.lake.target import LakeTarget
     from millrace.steps.routes.parquet import Folder
+    from millrace.steps.routes.unfit import Unfit
 
 READ = Segment("scrub", "changes")
 
@@ -62,7 +63,8 @@ class LakeSide:
     Attributes:
         files: the asset's.
         fixes: a file with the rows that stand for replayed entries, or none.
-        entries: the quarantine's file, or none.
+        entries: a file with the rows in quarantine whose values are all there, or none.
+        unfit: a file with the keys and digests of the others, or none.
     """
 
     engine: duckdb.DuckDBPyConnection
@@ -70,6 +72,12 @@ class LakeSide:
     files: Sequence[str]
     fixes: Sequence[str]
     entries: Sequence[str]
+    unfit: Sequence[str] = ()
+
+    @property
+    def aside(self) -> list[str]:
+        """Files with the keys of all rows in quarantine."""
+        return [*self.entries, *self.unfit]
 
     @classmethod
     def of(
@@ -82,18 +90,36 @@ class LakeSide:
         state = target.quarantine(spec.asset, entry.seq)
         fixes: list[str] = []
         entries: list[str] = []
+        unfit: list[str] = []
+        schema = manifest.schema
         if state is not None and manifest.quarantine is not None:
+            fixes = [segments.write(scratch / "fixes.parquet", quarantine.fixes(state, schema))]
             entries = [str(target.folder(spec.asset).quarantine / manifest.quarantine["file"])]
-            fixes = [segments.write(scratch / "fixes.parquet", quarantine.fixes(state, manifest.schema))]
-        return cls(engine, manifest.schema, target.files(spec.asset, entry.seq), fixes, entries)
+            given = quarantine.unfit(state)
+            if given.true_count:
+                import pyarrow.compute as pc
+
+                entries = [segments.write(scratch / "entries.parquet", state.filter(pc.invert(given)))]
+                kept = state.filter(given).select([*schema.key, quarantine.DIGEST])
+                unfit = [segments.write(scratch / "unfit.parquet", kept)]
+        return cls(engine, schema, target.files(spec.asset, entry.seq), fixes, entries, unfit)
 
     def digests(self, segments: Sequence[Segment], without: Sequence[str] = ()) -> dict[SegmentId, Digest]:
         """Digest segments, without the keys of some files."""
         found = self._digests(self.files, segments, without)
         if self.entries:
             less, more = (self._digests(files, segments, without) for files in (self.fixes, self.entries))
-            found = {name: digest - less[name] + more[name] for name, digest in found.items()}
+            given = self._given(segments, without)
+            found = {name: digest - less[name] + more[name] + given[name] for name, digest in found.items()}
         return found
+
+    def _given(self, segments: Sequence[Segment], without: Sequence[str]) -> dict[SegmentId, Digest]:
+        from millrace.lake import segments as lake
+        from millrace.lake.quarantine import DIGEST
+
+        columns = (*self.schema.key, DIGEST)
+        rows = lake.batches(self.engine, self.unfit, self.schema, columns, segments, without)
+        return lake.sums(rows, DIGEST, self.schema, segments)
 
     def _digests(
         self, files: Sequence[str], segments: Sequence[Segment], without: Sequence[str]
@@ -116,8 +142,13 @@ def scrub(
     engine: duckdb.DuckDBPyConnection,
     ctx: Context,
     dead: Sequence[Path] = (),
+    unfit: Unfit | None = None,
 ) -> Scrubbed:
     """Compare the parts that are due; read those that differ into the folder that holds the changes.
+
+    Args:
+        dead: files with the keys of changed rows that the source marks as deleted.
+        unfit: takes the rows that do not fit the lake; it has those that changed already.
 
     Raises:
         GuardRefused: more rows are gone at the source than `max_delete` allows.
@@ -139,7 +170,8 @@ def scrub(
     segments = state.segments()
     wanted = [segments[number] for number in numbers]
     rows = alive(unchanged(reader, base, key, since, snap), spec.soft_delete)
-    changes = [str(path) for path in (*folder.files, *dead)]  # and what they mark as deleted
+    unread = [] if unfit is None else unfit.keys(ctx.scratch() / "changed-unfit.parquet", schema)
+    changes = [str(path) for path in (*folder.files, *dead, *unread)]  # and what they mark as deleted
     due_rows = rows.narrowed(any_of(wanted, base.pick(key)))  # by index, or at least hashed no further than the key
     ours = dict(digest_segments(snap.connection, due_rows, wanted, key))
     theirs = side.digests(wanted, changes)
@@ -149,10 +181,11 @@ def scrub(
     expected: Mapping[SegmentId, Digest] = {}
     gone: list[str] = []
     if different:
-        expected, read = _read(reader, rows.narrowed(any_of(different, base.pick(key))), snap, folder, ctx)
-        gone, deleted = _gone(side, different, [*changes, *read], ctx.scratch())
+        expected, read = _read(reader, rows.narrowed(any_of(different, base.pick(key))), snap, folder, ctx, unfit)
+        unread = [] if unfit is None else unfit.keys(ctx.scratch() / "read-unfit.parquet", schema)
+        gone, deleted = _gone(side, different, [*changes, *read, *map(str, unread)], ctx.scratch())
         _guard(spec, entry, deleted)
-        missing, changed = compared(engine, side.files, read, side.entries, schema)
+        missing, changed = compared(engine, side.files, read, side.aside, schema)
         if missing or changed:  # the files may hold other rows than were published
             detail["found"] = digest([Path(path) for path in side.files], schema).to_json()
     detail["scrub"] = parts.told(len(numbers), len(segments), missing=missing, changed=changed, deleted=deleted)
@@ -160,13 +193,18 @@ def scrub(
 
 
 def _read(
-    reader: PostgresReader, rows: Source, snap: PostgresSnapshot, folder: Folder, ctx: Context
+    reader: PostgresReader,
+    rows: Source,
+    snap: PostgresSnapshot,
+    folder: Folder,
+    ctx: Context,
+    unfit: Unfit | None,
 ) -> tuple[Mapping[SegmentId, Digest], list[str]]:
     """Read rows of the source into the folder; return their digest and the new files."""
     from millrace.steps.routes.parquet import Export
 
     before = len(folder.files)
-    expected = Export(reader, rows, snap, folder, ctx, 1).run([READ])
+    expected = Export(reader, rows, snap, folder, ctx, 1, unfit).run([READ])
     return expected, [str(path) for path in folder.files[before:]]
 
 
@@ -177,7 +215,7 @@ def _gone(side: LakeSide, segments: Sequence[Segment], without: Sequence[str], s
     from millrace.lake.segments import keys_in, write
 
     lost = keys_in(side.engine, side.files, side.schema, segments, without)
-    settled = keys_in(side.engine, side.entries, side.schema, segments, without)
+    settled = keys_in(side.engine, side.aside, side.schema, segments, without)
     keys: pa.Table = pa.concat_tables([lost, settled]).drop_null()
     if not keys.num_rows:
         return [], 0

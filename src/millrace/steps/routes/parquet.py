@@ -27,7 +27,8 @@ from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_se
 from millrace.postgres.segments import predicate
 from millrace.postgres.session import translated
 from millrace.postgres.source import Source
-from millrace.postgres.types import arrow_expression, column_guard, kind, text_form
+from millrace.postgres.types import arrow_expression, kind, text_form
+from millrace.steps.routes.unfit import MOST, Unfit, guard_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,12 +96,21 @@ class Export:
         sink: where the files go.
         ctx: progress, and whether to stop.
         workers: connections that read at once, as far as there are so many.
+        unfit: takes the rows with values that Arrow or Delta cannot hold; None: they stop the copy.
     """
 
     def __init__(
-        self, reader: PostgresReader, source: Source, snap: PostgresSnapshot, sink: Sink, ctx: Context, workers: int
+        self,
+        reader: PostgresReader,
+        source: Source,
+        snap: PostgresSnapshot,
+        sink: Sink,
+        ctx: Context,
+        workers: int,
+        unfit: Unfit | None = None,
     ) -> None:
         self._reader, self._source, self._snap, self._sink, self._ctx = reader, source, snap, sink, ctx
+        self._unfit = unfit
         self._workers = max(1, workers)
         self._stop = threading.Event()
 
@@ -173,10 +183,12 @@ class Export:
             path = self._sink.new_file(segment)
             try:
                 rows = self._write(segment, path)
-                expected = digests[segment.id].result()
+                expected: Digest | None = digests[segment.id].result()
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
+            if expected is not None and expected.rows != rows and self._unfit is not None:
+                expected = None  # a later attempt must not keep the file without the rows that are set aside
             self._sink.add_file(path, segment, expected, rows)
         raise _Stopped
 
@@ -206,18 +218,38 @@ class Export:
         from millrace.postgres.arrow import read_arrow
 
         keys = self._source.pick(self._source.key) if segment.how in ("range", "bucket") else ()
-        expressions = [sql.SQL("{} as {}").format(_expression(c), c.identifier) for c in self._source.columns]
-        query = self._source.select(expressions, predicate(segment, keys))
+        query = self._source.select(self._expressions(), predicate(segment, keys))
         for batch in read_arrow(self._reader.database, query, self._snap.token):
             if self._stop.is_set():
                 raise _Stopped
-            _check_range(batch)
-            try:
-                found = self._sink.conform(batch)
-            except ContractBroken as error:
-                raise _Unfit(*error.detail) from error
             self._ctx.report.moved(batch.num_rows, batch.nbytes)
-            yield found
+            yield self._fitting(batch)
+
+    def _expressions(self) -> list[sql.Composable]:
+        found: list[sql.Composable] = []
+        for column in self._source.columns:
+            value = _expression(column)
+            if self._unfit is not None:
+                value = self._unfit.expression(column, value)
+            found.append(sql.SQL("{} as {}").format(value, column.identifier))
+        return found if self._unfit is None else [*found, *self._unfit.more()]
+
+    def _fitting(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Return the rows that fit in the sink's schema; the others are kept, or raise _Unfit."""
+        said = None
+        if self._unfit is not None:
+            batch, said = self._unfit.told(batch)
+        _check_range(batch)
+        try:
+            found = self._sink.conform(batch)
+        except ContractBroken as error:
+            raise _Unfit(*error.detail) from error
+        if self._unfit is None or said is None:
+            return found
+        found, bad = self._unfit.split(found, said)
+        if not self._unfit.add(bad):
+            raise _Unfit(f"more than {MOST:,} rows do")
+        return found
 
 
 def _expression(column: PgColumn) -> sql.Composable:
@@ -259,8 +291,7 @@ def refuse_unfit(source: Source, snap: PostgresSnapshot) -> None:
     detail = []
     with translated(source.database, f"check the values of {source.label}", connection=snap.connection):
         for column in source.columns:
-            guard = None if kind(column) is Kind.TIME else column_guard(column)
-            if guard is None:
+            if (guard := guard_of(column)) is None:
                 continue
             row = snap.connection.execute(source.select([sql.SQL("pg_catalog.count(*)")], guard)).fetchone()
             if not row or not row[0]:
@@ -275,7 +306,8 @@ def refuse_unfit(source: Source, snap: PostgresSnapshot) -> None:
             f"{source.label} has values that a lake cannot hold: it takes the years 0001 to 9999 and finite decimals",
             where=source.database,
             detail=detail,
-            hint="leave such rows out by where:, or bring the column as text: select: …, ts::text as ts",
+            hint="set such rows aside: contract: {bad_rows: quarantine}; leave them out by where:;"
+            " or bring the column as text: select: …, ts::text as ts",
         )
 
 

@@ -31,9 +31,11 @@ from millrace.postgres.newest import left_out, misplaced, newest, told
 from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_segments
 from millrace.postgres.session import translated
 from millrace.postgres.source import Source, author_select
+from millrace.steps.checking import set_aside
 from millrace.steps.contracts import check_columns
 from millrace.steps.routes.lake_scrub import Scrubbed, scrub
 from millrace.steps.routes.parquet import Export, Folder
+from millrace.steps.routes.unfit import Unfit
 from millrace.steps.scrubbing import moment, said_due, state_of
 from millrace.steps.sieve import Sieve, sieve_of
 from millrace.steps.spec import CopySpec
@@ -234,18 +236,28 @@ def stage(spec: CopySpec, reader: PostgresReader, target: LakeTarget, step: Step
             date=ctx.logical_time[:10] if step.dated else None,
         )
         opened = target.open_stage(request, replace=spec.replace)
-        sieve = sieve_of(step, spec.asset, work.schema.key, ctx, work.entry)
+        sieve = sieve_of(step, spec.asset, work.schema.key, ctx, work.entry, values=True)
         if work.how == "upsert":
-            return (_merge(spec, reader, target, request, opened, work, source, position, snap, ctx, sieve),)
-        expected = _fill(spec, reader, opened, source, snap, ctx)
+            merged = _merge(spec, reader, target, request, opened, work, source, position, snap, ctx, sieve)
+            return (_noted(merged, step, ctx),)
+        unfit = None if sieve is None else Unfit(source, work.schema.key)
+        expected = _fill(spec, reader, opened, source, snap, ctx, unfit)
         total = Digest.sum(expected.values(), work.schema.shape)
         _check_count(spec, total.rows, source, snap)
         if work.how == "replace":
             _guard_deletes(spec, work.entry, total.rows)
         if sieve is not None:
             with _engine(ctx) as engine:
-                sieve.stage(engine, opened)
-        return (opened.close(_filled(position, total), expected),)
+                sieve.stage(engine, opened, None if unfit is None else unfit.table())
+        return (_noted(opened.close(_filled(position, total), expected), step, ctx),)
+
+
+def _noted(staged: Staged, step: Step, ctx: Context) -> Staged:
+    """Say what was set aside, where no checks are run that say it."""
+    said = None if step.spec.get("checks") else set_aside(staged.detail.get("quarantine"))
+    if said:
+        ctx.report.note(said)
+    return staged
 
 
 def _engine(ctx: Context) -> contextlib.closing[duckdb.DuckDBPyConnection]:
@@ -283,6 +295,7 @@ def _fill(
     source: Source,
     snap: PostgresSnapshot,
     ctx: Context,
+    unfit: Unfit | None,
 ) -> Mapping[SegmentId, Digest]:
     """Write all rows into the stage, except segments that a killed attempt left and that still agree."""
     segments = _parts(spec, reader, source, snap)
@@ -298,7 +311,7 @@ def _fill(
             ctx.report.note(f"{len(kept)} of {len(segments)} segments kept from an earlier attempt")
         ctx.report.moved(sum(digest.rows for digest in kept.values()), 0)
     todo = [segment for segment in segments if segment.id not in kept]
-    found = Export(reader, source, snap, opened, ctx, spec.workers).run(todo)
+    found = Export(reader, source, snap, opened, ctx, spec.workers, unfit).run(todo)
     return {segment.id: kept[segment.id] if segment.id in kept else found[segment.id] for segment in segments}
 
 
@@ -320,12 +333,14 @@ def _merge(
     segments = _parts(spec, reader, source, snap) if everything else [Segment("changes", "changes")]
     ctx.report.total(sum(segment.rows for segment in segments) or None)
     folder, dead = Folder(ctx.scratch(), opened), Folder(ctx.scratch(), opened, "deleted")
-    expected = Export(reader, alive(source, spec.soft_delete), snap, folder, ctx, spec.workers).run(segments)
+    unfit = None if sieve is None else Unfit(source, work.schema.key)
+    expected = Export(reader, alive(source, spec.soft_delete), snap, folder, ctx, spec.workers, unfit).run(segments)
     if spec.soft_delete is not None and not everything:
         gone = source.narrowed(marked(source, spec.soft_delete))
-        _guard_marked(
-            spec, work.entry, sum(d.rows for d in Export(reader, gone, snap, dead, ctx, 1).run(segments).values())
-        )
+        lost = None if sieve is None else Unfit(source, work.schema.key)  # of these only the key matters
+        found_dead = Export(reader, gone, snap, dead, ctx, 1, lost).run(segments)
+        dead.files += [] if lost is None else lost.keys(ctx.scratch() / "deleted-unfit.parquet", work.schema)
+        _guard_marked(spec, work.entry, sum(digest.rows for digest in found_dead.values()))
     total = Digest.sum(expected.values(), work.schema.shape)
     if everything:
         _check_count(spec, total.rows, source, snap)
@@ -338,11 +353,23 @@ def _merge(
             found = Scrubbed(None)
             if work.since is not None and work.entry is not None:
                 found = scrub(
-                    spec, reader, target, work.base, work.since, work.entry, snap, folder, engine, ctx, dead.files
+                    spec,
+                    reader,
+                    target,
+                    work.base,
+                    work.since,
+                    work.entry,
+                    snap,
+                    folder,
+                    engine,
+                    ctx,
+                    dead.files,
+                    unfit,
                 )
             if sieve is not None:
                 again = bool(found.expected)
-                bad, reopened = sieve.changes(engine, folder.files, work.schema, opened.quarantined(), again=again)
+                older, rows = opened.quarantined(), None if unfit is None else unfit.table()
+                bad, reopened = sieve.changes(engine, folder.files, work.schema, older, again=again, unfit=rows)
             if "scrub" in found.detail:
                 ctx.report.note(found.detail["scrub"])
             if isinstance(position, Cursor) and found.state is not None:
