@@ -280,7 +280,7 @@ def test_only_rows_that_were_written_move(pair: Copy) -> None:
     assert entry is not None
     assert (entry.counts, entry.level) == (Counts(1, 30, 0), "table")
     assert staged_rows(pair) <= 32  # the end of a binary COPY counts as one
-    assert pair.ctx.report.notes == ["31 rows written since the last copy"]
+    assert pair.ctx.report.notes == ["31 rows written since the last copy, no other by the row versions"]
     assert equal(pair)
 
     execute(pair.urls[0], spread, "delete from t where id = 5", "update t set id = -8 where id = 6")
@@ -592,7 +592,10 @@ def test_the_first_incremental_copy_after_a_full_one_says_why_it_compares_all(ch
     execute(changing.urls[0], "update t set v = 'x', changed = '2026-02-01' where id = 3")
     changing.run()
     (note,) = changing.ctx.report.notes
-    assert note == "no position by changed yet, so all was compared: 1 row written since the last copy"
+    assert (
+        note
+        == "no position by changed yet, so all was compared: 1 row written since the last copy, no other by the row versions"
+    )
     execute(changing.urls[0], "update t set v = 'y', changed = '2026-02-02' where id = 3")
     changing.run()
     assert changing.ctx.report.notes == []

@@ -58,20 +58,24 @@ class Whole:
         snapshot: the server's `pg_current_snapshot()` text.
         heap: fingerprint of where and while the snapshot's transaction ids mean something, so that row versions alone
             can tell that nothing changed; None where they cannot.
+        read: when all rows behind the digest were last read, ISO 8601 UTC: a later digest may be made of an earlier one
+            and of the rows that were written since; None: that is not known.
     """
 
     digest: Digest | None = None
     snapshot: str | None = None
     heap: str | None = None
+    read: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the position as JSON types."""
-        return {
+        found = {
             "kind": "whole",
             "digest": None if self.digest is None else self.digest.to_json(),
             "snapshot": self.snapshot,
             "heap": self.heap,
         }
+        return found if self.read is None else {**found, "read": self.read}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +160,7 @@ def position_from_json(data: Mapping[str, Any]) -> Position:
         case "whole":
             digest = data.get("digest")
             known = None if digest is None else Digest.from_json(digest)
-            return Whole(known, data.get("snapshot"), data.get("heap"))
+            return Whole(known, data.get("snapshot"), data.get("heap"), data.get("read"))
         case "files":
             return Files({name: Taken.from_json(taken) for name, taken in data["seen"].items()})
         case "versions":

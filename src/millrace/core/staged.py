@@ -254,6 +254,25 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
+class Witness:
+    """By what a target's row versions tell later that nobody wrote into it since a publish.
+
+    Attributes:
+        snapshot: the target's `pg_current_snapshot()` text inside the publish.
+        heap: fingerprint of where and while its transaction ids mean something.
+        xid: the publish's own transaction id, as row versions show it.
+    """
+
+    snapshot: str
+    heap: str
+    xid: str
+
+    def to_json(self) -> dict[str, str]:
+        """Return the witness as JSON types."""
+        return {"snapshot": self.snapshot, "heap": self.heap, "xid": self.xid}
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerEntry:
     """The last publish of an asset, as its target keeps it: the only truth about what was published.
 
@@ -263,6 +282,7 @@ class LedgerEntry:
         rows: rows of the asset after the publish, where known, else -1.
         time: UTC, ISO 8601.
         quarantined: rows of its source that lie in quarantine and wait for somebody (open ones).
+        witness: by what the target tells that it was not written since; None where it cannot.
     """
 
     asset: AssetId
@@ -279,10 +299,11 @@ class LedgerEntry:
     rows: int = -1
     counts: Counts = Counts()
     quarantined: int = 0
+    witness: Witness | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry as JSON types."""
-        return {
+        found = {
             "format": FORMAT,
             "asset": [self.asset.layer, self.asset.name],
             "seq": self.seq,
@@ -299,6 +320,7 @@ class LedgerEntry:
             "counts": self.counts.to_json(),
             "quarantined": self.quarantined,
         }
+        return found if self.witness is None else {**found, "witness": self.witness.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LedgerEntry:
@@ -308,7 +330,7 @@ class LedgerEntry:
             NewerFormat: a newer version wrote it.
         """
         check_format(data["format"], f"the ledger entry of {'.'.join(data['asset'])}")
-        digest = data["digest"]
+        digest, witness = data["digest"], data.get("witness")
         return cls(
             AssetId(*data["asset"]),
             data["seq"],
@@ -324,6 +346,7 @@ class LedgerEntry:
             data["rows"],
             Counts(**data["counts"]),
             data.get("quarantined", 0),
+            None if witness is None else Witness(**witness),
         )
 
 

@@ -41,6 +41,8 @@ class Applied:
     level: Level
     digest: Digest | None
     rows: int
+    relation: Relation | None = None
+    """The table, where all of its rows were compared while nobody else could write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ class Table:
     def _update(self) -> int | None:
         """Update rows that differ in any byte; None when they cannot be updated."""
         keys = {column.name for column in self.key}
-        rest = [column for column in self.writable if column.name not in keys or not _exact(column)]
+        rest = [column for column in self.writable if column.name not in keys or not exact(column)]
         if not rest:
             return 0
         if any(column.identity == "a" for column in rest):
@@ -166,7 +168,7 @@ class Table:
             )
 
 
-def _exact(column: PgColumn) -> bool:
+def exact(column: PgColumn) -> bool:
     """Say whether equal values are the same bytes: 1.0 equals 1.00, and -0 equals 0."""
     named = column.base_namespace == "pg_catalog" and column.base_name in _EXACT
     return named and column.collation_deterministic
@@ -244,7 +246,7 @@ def sync(table: Table) -> Applied:
     updated, inserted = table.upsert()
     found = table.digest()
     table.prove(found, Digest.from_json(table.staged.detail["whole"]), "all rows")
-    return Applied(Counts(inserted, updated, deletes), "table", found, found.rows)
+    return Applied(Counts(inserted, updated, deletes), "table", found, found.rows, table.relation)
 
 
 def interval(table: Table) -> Applied:

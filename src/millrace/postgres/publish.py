@@ -7,6 +7,7 @@ there stands in `apply`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import psycopg
@@ -32,9 +33,11 @@ from millrace.postgres.apply import (
 )
 from millrace.postgres.catalog import Relation, describe, exists
 from millrace.postgres.ddl import cut, free
+from millrace.postgres.heap import witness
 from millrace.postgres.ledger import Ledger, moved
 from millrace.postgres.ownership import forget, gone, row_of, ttl
 from millrace.postgres.session import Connection
+from millrace.postgres.source import Source
 from millrace.postgres.stage import staged_relation
 
 LOCK_MS = 1_000  # a publish that waits longer for a table gives way and tries again: writers queue behind it
@@ -81,6 +84,10 @@ def publish_in(
             rows=done.rows,
             counts=done.counts,
         )
+        if done.relation is not None:
+            columns = done.relation.pick(one.schema.names)
+            table = Source(str(one.asset), columns, done.relation, database=ledger.label)
+            entry = replace(entry, witness=witness(connection, table))
         ledger.write(connection, entry)
         entries.append(entry)
     order = {one.asset: place for place, one in enumerate(staged)}
@@ -134,7 +141,9 @@ def _create(connection: Connection, ledger: Ledger, staged: Staged) -> Applied:
     _rename_parts(connection, relation, ref, staged.detail.get("names", ()))
     whole = Digest.sum(staged.expected.values(), staged.schema.shape)
     part = "interval" in staged.detail  # of the source only these rows were read
-    return Applied(Counts(inserted=whole.rows), "applied" if part else "table", whole, whole.rows)
+    if part:
+        return Applied(Counts(inserted=whole.rows), "applied", whole, whole.rows)
+    return Applied(Counts(inserted=whole.rows), "table", whole, whole.rows, relation)
 
 
 def _rename_parts(connection: Connection, relation: Relation, ref: TableRef, names: Sequence[Sequence[str]]) -> None:

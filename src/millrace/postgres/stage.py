@@ -28,7 +28,7 @@ from millrace.errors import KeyInvalid
 from millrace.postgres.belongings import Belongings, Made, make_belongings
 from millrace.postgres.catalog import PgColumn, Relation, describe
 from millrace.postgres.ddl import cut
-from millrace.postgres.digest import digest_of, row_hash, shape
+from millrace.postgres.digest import digest_of, digest_query, row_hash, shape
 from millrace.postgres.ledger import Ledger
 from millrace.postgres.names import sql_name
 from millrace.postgres.ownership import Heart, StageRow, drop, gone, owner, release, row_of
@@ -229,13 +229,14 @@ class PostgresStage:
         self._end(target, segment, count)
         return count
 
-    def lacking(self, there: Relation) -> int:
-        """Return how many of the staged keys an existing table does not hold."""
+    def replaced(self, there: Relation) -> Digest:
+        """Return the digest of an existing table's rows whose keys are staged."""
         same = sql.SQL(" and ").join(sql.SQL("s.{0} = t.{0}").format(sql.Identifier(name)) for name in self.key)
-        query = sql.SQL("select pg_catalog.count(*) from {} s where not exists (select from {} t where {})")
+        staged = sql.SQL("exists (select from {} s where {})").format(self.identifier, same)
+        columns = there.pick(self._request.schema.names)
+        query = digest_query(sql.SQL("{} as t").format(there.identifier), columns, staged)
         with self.connect() as connection, translated(self._database.label, "look for keys", connection=connection):
-            row = connection.execute(query.format(self.identifier, there.identifier, same)).fetchone()
-        return int(row[0]) if row else 0
+            return digest_of(connection.execute(query).fetchone() or (0, 0), shape(columns))
 
     def _begin(self, target: Connection) -> None:
         with translated(self._database.label, "write the stage", connection=target):

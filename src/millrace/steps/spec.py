@@ -57,7 +57,8 @@ class CopyOptions:
         segment_rows: aimed rows of a segment.
         new_columns, type_changes: what becomes of an existing PostgreSQL table that the source's columns do not fit:
             `freeze`: an error; `evolve`: columns are added, types altered; `discard`: new columns are left out.
-        verify: seconds within which every part of an incremental table is compared with its source; None: never.
+        verify: seconds within which every part of an incremental table is compared with its source, and a source of
+            which only written rows are read is read whole; None: never.
         verify_all: compare all parts in this run.
     """
 

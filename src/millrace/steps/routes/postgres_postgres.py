@@ -270,10 +270,9 @@ def _since_position(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
 def _differing(look: Look, opened: PostgresStage, request: StageRequest, ctx: Context) -> Staged | None:
     """Copy the rows that were written, or the segments that differ; when none does, only the position moves."""
     if (found := written(look, opened, ctx)) is not None:
-        whole, expected = found
-        _check_count(look, whole.rows)
-        position = _position(look, whole, ctx)
-        return opened.close(position, expected, segments=[], whole=whole.to_json(), **_detail(look))
+        _check_count(look, found.whole.rows)
+        position = _position(look, found.whole, ctx, found.read)
+        return opened.close(position, found.expected, segments=[], whole=found.whole.to_json(), **_detail(look))
     segments = opened.plan
     if segments is None or segments == PLAN:
         segments = _fine(look)
@@ -321,9 +320,17 @@ def _detail(look: Look) -> dict[str, Any]:
     }
 
 
-def _position(look: Look, whole: Digest | None, ctx: Context) -> Position:
-    """Return the position of what the snapshot holds, with when the table was compared."""
+def _position(look: Look, whole: Digest | None, ctx: Context, read: str | None = None) -> Position:
+    """Return the position of what the snapshot holds, with when the table was compared.
+
+    Args:
+        look, ctx: of the step.
+        whole: digest of the whole source, where it is known.
+        read: when all rows behind it were read; None: now.
+    """
     found = look.position(whole)
+    if isinstance(found, Whole) and look.spec.mode != "backfill":
+        return replace(found, read=read or moment(ctx.logical_time))
     if not isinstance(found, Cursor) or look.spec.mode == "backfill":
         return found
     return replace(found, scrub=state_of(look.spec, look.since, moment(ctx.logical_time)))
