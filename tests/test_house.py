@@ -26,6 +26,7 @@ CORE_MODULES = {
     "segment",
     "scrub",
     "digest",
+    "quarantine",
     "staged",
     "plan",
     "ports",
@@ -218,10 +219,10 @@ def imported(path: Path, name: str, known: set[str]) -> set[str]:
 
 
 def test_core_is_small() -> None:
-    """Core stays eleven modules and 1,500 lines."""
+    """Core stays twelve modules and 1,550 lines."""
     found = {path.stem for path in modules(CORE)} - {"__init__"}
     assert found <= CORE_MODULES
-    assert sum(lines(path) for path in modules(CORE)) <= 1500
+    assert sum(lines(path) for path in modules(CORE)) <= 1550
 
 
 @pytest.mark.parametrize("path", modules(CORE), ids=lambda path: path.stem)

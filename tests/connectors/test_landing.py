@@ -18,11 +18,11 @@ from millrace.app.quarantine import drop, replay
 from millrace.connectors.lines import LineFile
 from millrace.core.names import AssetId
 from millrace.core.position import Files
+from millrace.core.quarantine import Entry
 from millrace.engine.records import StepOutcome
 from millrace.engine.session import RunOptions
 from millrace.errors import ContractBroken, GuardRefused, MillraceError, NotFound
 from millrace.lake.filehash import digest_files
-from millrace.lake.quarantine import Entry
 from millrace.lake.target import LakeTarget
 
 MANIFEST = """\

@@ -19,10 +19,10 @@ from millrace.app import open_house
 from millrace.app.quarantine import drop, replay
 from millrace.cli.main import main
 from millrace.core.names import AssetId
+from millrace.core.quarantine import Entry
 from millrace.engine.records import RunResult
 from millrace.engine.session import RunOptions
 from millrace.errors import UsageError
-from millrace.lake.quarantine import Entry
 from millrace.lake.target import LakeTarget
 
 BRONZE, SILVER = AssetId("bronze", "orders"), AssetId("silver", "orders")

@@ -13,8 +13,8 @@ from millrace.core.plan import Plan, Step
 from millrace.errors import NotFound, UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from millrace.core.quarantine import Balance, Entry
     from millrace.engine.records import RunResult
-    from millrace.lake.quarantine import Balance, Entry
     from millrace.lake.target import LakeTarget
 
 

@@ -23,7 +23,7 @@ from millrace.errors import MillraceError, StepFailed
 from millrace.lake.target import LakeTarget
 
 if TYPE_CHECKING:
-    from millrace.lake.quarantine import Entry
+    from millrace.core.quarantine import Entry
 
 COPY = """\
 # The orders in a second schema. Small segments, so that a kill finds some of them whole.

@@ -15,8 +15,8 @@ from millrace.errors import UsageError
 
 if TYPE_CHECKING:
     from millrace.app.quarantine import Held
+    from millrace.core.quarantine import Balance, Entry
     from millrace.engine.records import RunResult
-    from millrace.lake.quarantine import Balance, Entry
 
 commands = typer.Typer(
     name="quarantine",

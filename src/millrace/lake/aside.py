@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from millrace.core.digest import Digest
 from millrace.core.ports import StageRequest
+from millrace.core.quarantine import STATUSES
 from millrace.core.schema import Schema
 from millrace.lake import ledger, log
 from millrace.lake.layout import Folder, disk, sync_file, sync_folder
@@ -22,7 +23,6 @@ from millrace.lake.quarantine import (
     RUN,
     SINCE,
     STATUS,
-    STATUSES,
     bad_schema,
     digest_of,
     fitted,

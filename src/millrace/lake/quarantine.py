@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from millrace.core.digest import Digest
 from millrace.core.names import AssetId
 from millrace.core.position import Versions
+from millrace.core.quarantine import Balance, Entry
 from millrace.core.schema import Schema
 from millrace.errors import ContractBroken, StepFailed
 from millrace.lake.layout import Folder
@@ -34,7 +33,6 @@ SOURCE, BYTES, SINCE = "_millrace_source", "_millrace_bytes", "_millrace_since"
 RUN, FIX = "_millrace_run", "_millrace_fix"
 SAID = (RULE, COLUMN, REASON, SOURCE, BYTES)
 """Columns beside the asset's own that whoever sets rows aside may give; of these only the reason must be there."""
-STATUSES = ("open", "replayed", "dropped")
 UNREAD = "readable"
 """The rule that a line of a file breaks that cannot be read into columns."""
 UNFIT = "fits"
@@ -42,40 +40,6 @@ UNFIT = "fits"
 
 They are null in the entry and stand as texts in BYTES, a JSON object; DIGEST is the row's at its source.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One row in quarantine.
-
-    Attributes:
-        id: twelve hexadecimal digits, stable as long as the source row is.
-        status: `open`: it waits; `replayed`: its fixed row is in the asset; `dropped`: it was given up.
-        rule, column: the check that it broke, and the column that this is about; empty where there is none.
-        reason: one sentence.
-        key: the key's columns and values as text.
-        digest: of the row as it came.
-        source: where it stood, like `events-3.jsonl:17`.
-        since: when it was first set aside; run: by which run.
-        row: the row as it came.
-        bytes: what could not be read into columns, exactly.
-        fix: the row that stands in the asset instead, of a replayed entry.
-    """
-
-    id: str
-    asset: AssetId
-    status: str
-    rule: str
-    column: str
-    reason: str
-    key: Mapping[str, str | None]
-    digest: str
-    source: str | None
-    since: datetime
-    run: str
-    row: Mapping[str, Any]
-    bytes: bytes | None = None
-    fix: Mapping[str, Any] | None = None
 
 
 def bad_schema(schema: Schema) -> pa.Schema:
@@ -252,32 +216,6 @@ def entries(state: pa.Table | None, asset: AssetId, schema: Schema) -> list[Entr
         return entry.since, entry.source or "", [(entry.row[name] is not None, entry.row[name]) for name in schema.key]
 
     return sorted(found, key=order)
-
-
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """D(source) = D(asset) − D(replayed rows) + D(entries), in rows, and whether the digests say the same.
-
-    Attributes:
-        source: rows that were read from the source, by the other side of the equation.
-        compared: whether these were all rows of the source: a load that reads changes sees no row that was deleted.
-        asset: rows of the asset.
-        agree: whether the source's own digest equals the sum; None: it is not known.
-    """
-
-    source: int
-    compared: bool
-    asset: int
-    open: int
-    replayed: int
-    dropped: int
-    agree: bool | None
-
-    def told(self, where: str) -> str:
-        """Return the asset's side: `99,980 in bronze.orders (1 mended) + 20 in quarantine + 1 dropped`."""
-        mended = f" ({self.replayed:,} mended)" if self.replayed else ""
-        dropped = f" + {self.dropped:,} dropped" if self.dropped else ""
-        return f"{self.asset:,} {where}{mended} + {self.open:,} in quarantine{dropped}"
 
 
 def balance(folder: Folder, manifest: Manifest) -> Balance:

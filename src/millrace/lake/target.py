@@ -20,6 +20,7 @@ from millrace.core.events import reach
 from millrace.core.names import AssetId
 from millrace.core.ports import StageRequest
 from millrace.core.position import Position
+from millrace.core.quarantine import Balance, Entry
 from millrace.core.schema import Schema
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import LedgerEntry, Proof, Staged
@@ -31,7 +32,6 @@ from millrace.lake.layout import PRIVATE, Folder, disk
 from millrace.lake.ledger import Manifest
 from millrace.lake.prove import prove
 from millrace.lake.publish import check_foreign, publish
-from millrace.lake.quarantine import Balance, Entry
 from millrace.lake.sql import SqlEngine
 from millrace.lake.stage import LakeStage, read_descriptor
 from millrace.lake.table import arrow_schema, file_batches, require

@@ -163,16 +163,14 @@ class _Maker:
         checks = self._checks_of(copy.asset)
         wanted = copy.options.contract
         if wanted is not None and copy.target != "lake":
-            if wanted.bad_rows is not None or wanted.max_bad is not None:
-                what = "rows of tables in a database cannot be set aside yet"
-                raise self._unbuilt(copy, "contract", what, "leave bad_rows and max_bad out")
+            if wanted.bad_rows == "quarantine" and spec["mode"] in ("snapshot", "backfill"):
+                what = f"rows of tables in a database cannot be set aside in mode {spec['mode']} yet"
+                raise self._unbuilt(copy, "contract", what, "use bad_rows: block")
             for name in ("new_columns", "type_changes"):
                 spec[name] = getattr(wanted, name) or "evolve"
         elif wanted is not None and wanted.new_columns == "discard" and copy.options.files is not None:
             what = "discard is not built for files: their columns are those that columns: names"
             raise self._unbuilt(copy, "contract", what, "leave new_columns out")
-        if checks and copy.target != "lake":
-            raise self._unbuilt(copy, "checks", "checks of tables in a database are not built yet")
         shape = {name: spec[name] for name in ("source", "table", "mode", "key", "cursor", "where", "select")}
         shape |= {name: spec[name] for name in ("cursor_format", "soft_delete") if name in spec}
         if spec["mode"] == "backfill":  # which leaves an incremental copy's position alone

@@ -25,6 +25,7 @@ from millrace.postgres.deletes import marked
 from millrace.postgres.digest import digest_of, digest_query, shape
 from millrace.postgres.ledger import Ledger
 from millrace.postgres.parts import any_of
+from millrace.postgres.quarantine import Store, rules_of
 from millrace.postgres.session import Connection
 from millrace.postgres.source import Source, both
 from millrace.postgres.stage import set_sequence, staged_relation
@@ -57,6 +58,8 @@ class Table:
     """What is digested: the target's columns in the stage's order."""
     key: tuple[PgColumn, ...]
     label: str
+    store: Store
+    """The table's rows in quarantine."""
 
     @property
     def same_key(self) -> sql.Composable:
@@ -79,7 +82,15 @@ class Table:
 
     def digest(self, where: sql.Composable | None = None) -> Digest:
         """Digest the target's rows."""
-        query = digest_query(sql.SQL("{} as t").format(self.relation.identifier), self.columns, where)
+        return self._digest(self.relation.identifier, where)
+
+    def whole(self, where: sql.Composable | None = None) -> Digest:
+        """Digest the target's rows as the source has them: see `quarantine`."""
+        rows = self.relation.identifier
+        return self._digest(rows if self.store.empty else self.store.everything(rows), where)
+
+    def _digest(self, rows: sql.Composable, where: sql.Composable | None) -> Digest:
+        query = digest_query(sql.SQL("{} as t").format(rows), self.columns, where)
         return digest_of(self.connection.execute(query).fetchone() or (0, 0), shape(self.columns))
 
     def stage_digest(self) -> Digest:
@@ -202,7 +213,8 @@ def open_table(connection: Connection, ledger: Ledger, staged: Staged, found: Le
         relation = describe(connection, ref, label=ledger.label)
     columns = relation.pick(staged.schema.names)
     key = relation.pick(staged.schema.key)
-    return Table(connection, staged, relation, stage.identifier, columns, key, f"{ref} in {ledger.label}")
+    store = Store(connection, ledger, staged.asset, columns, key)
+    return Table(connection, staged, relation, stage.identifier, columns, key, f"{ref} in {ledger.label}", store)
 
 
 def fits_of(relation: Relation, names: Sequence[str]) -> str:
@@ -244,7 +256,7 @@ def sync(table: Table) -> Applied:
     """Make the differing segments equal, deletes included, and prove the whole table."""
     deletes = _delete_lacking(table, segments_of(table))
     updated, inserted = table.upsert()
-    found = table.digest()
+    found = table.whole()
     table.prove(found, Digest.from_json(table.staged.detail["whole"]), "all rows")
     return Applied(Counts(inserted, updated, deletes), "table", found, found.rows, table.relation)
 
@@ -323,7 +335,7 @@ def merge(table: Table) -> Applied:
     counts = Counts(inserted, updated, deleted)
     whole = scrubbed.get("whole")
     if whole is not None:  # the scrub compared every part
-        found = table.digest()
+        found = table.whole()
         table.prove(found, Digest.from_json(whole), "all rows")
         return Applied(counts, "table", found, found.rows)
     keys = sql.SQL("exists (select from {} s where {})").format(table.stage, table.same_key)
@@ -352,13 +364,38 @@ def _marked(table: Table) -> int:
     return deletes
 
 
+def set_aside(table: Table) -> None:
+    """Move the stage's bad rows into quarantine, and settle the older entries that the load deals with.
+
+    Rows that are appended must be new: those that are not leave the stage first. Rows that are marked as deleted are
+    not bad.
+    """
+    staged, store = table.staged, table.store
+    within: sql.Composable | None = sql.SQL("false")
+    but = None
+    if staged.how == "append":
+        table.run(
+            sql.SQL("delete from {} as s where exists (select from {} t where {})").format(
+                table.stage, table.relation.identifier, table.same_key
+            )
+        )
+    elif staged.how == "sync":
+        within = segments_of(table)
+    elif staged.how == "truncate":
+        within = None
+    elif staged.how == "merge":
+        segments = staged.detail.get("scrubbed", {}).get("segments", ())
+        within = any_of([Segment.from_json(segment) for segment in segments], table.key)
+        text = staged.detail.get("soft_delete")
+        but = None if text is None else marked(Source(table.label, table.columns), text)
+    if not rules_of(staged) and store.empty:
+        return
+    rows = None if staged.how == "append" else table.relation.identifier
+    store.settle(staged, table.stage, within=within, but=but, table=rows)
+
+
 def append(table: Table) -> Applied:
     """Add the rows whose key is new, and prove those."""
-    table.run(
-        sql.SQL("delete from {} as s where exists (select from {} t where {})").format(
-            table.stage, table.relation.identifier, table.same_key
-        )
-    )
     wanted = table.stage_digest()
     inserted = table.insert()
     keys = sql.SQL("exists (select from {} s where {})").format(table.stage, table.same_key)
@@ -377,7 +414,7 @@ def truncate(table: Table) -> Applied:
     if deleted != before:
         raise _kept(table, before, deleted)
     inserted = table.load()
-    found = table.digest()
+    found = table.whole()
     table.prove(found, Digest.sum(table.staged.expected.values(), table.staged.schema.shape), "all rows")
     return Applied(Counts(inserted, 0, deleted), "table", found, found.rows)
 

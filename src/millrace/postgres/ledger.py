@@ -1,9 +1,9 @@
 """The ledger in a PostgreSQL target: what was published, and the tables that stages are kept in.
 
-A schema (`_millrace` unless set otherwise) holds `format`, `ledger`, `history`, `stage` and `segment`; a second one,
-`<schema>_stage`, holds the hidden tables. A row's key is the place inside the target, (schema, table), never a
-project's alias, so that every way to copy into a table competes for one row. Everything is made at the first use,
-under an advisory lock.
+A schema (`_millrace` unless set otherwise) holds `format`, `ledger`, `history`, `stage`, `segment` and `quarantine`; a
+second one, `<schema>_stage`, holds the hidden tables. A row's key is the place inside the target, (schema, table),
+never a project's alias, so that every way to copy into a table competes for one row. Everything is made at the first
+use, under an advisory lock.
 """
 
 from __future__ import annotations
@@ -40,6 +40,15 @@ create table {schema}.segment (
     layer text not null, name text not null, id text not null, rows bigint not null, xid text not null,
     primary key (layer, name, id), foreign key (layer, name) references {schema}.stage on delete cascade);
 """
+QUARANTINE: LiteralString = """
+create table if not exists {schema}.quarantine (
+    layer text not null, name text not null, entry text not null, status text not null,
+    rule text not null, about text not null, reason text not null, key text[] not null, digest bigint not null,
+    row jsonb not null, fix jsonb, source text, bytes bytea,
+    since timestamptz not null, run text not null, load bigint not null, settled timestamptz,
+    primary key (layer, name, entry));
+"""
+"""Ledgers that earlier versions made get it when the first row is set aside."""
 
 
 class Ledger:
@@ -65,8 +74,8 @@ class Ledger:
         return sql.Identifier(self.schema, name)
 
     def sql(self, text: LiteralString) -> sql.Composed:
-        """Return SQL in which {ledger}, {history}, {stage}, {segment} stand for the tables."""
-        names = ("format", "ledger", "history", "stage", "segment")
+        """Return SQL in which {ledger}, {history}, {stage}, {segment}, {quarantine} stand for the tables."""
+        names = ("format", "ledger", "history", "stage", "segment", "quarantine")
         return sql.SQL(text).format(**{name: self.table(name) for name in names})
 
     # existence
@@ -123,7 +132,9 @@ class Ledger:
                 for schema in (self.schema, self.stage_schema):
                     self.make_schema(connection, schema)
                 connection.execute(
-                    sql.SQL(_TABLES).format(schema=sql.Identifier(self.schema), version=sql.Literal(FORMAT))
+                    sql.SQL(_TABLES + QUARANTINE).format(
+                        schema=sql.Identifier(self.schema), version=sql.Literal(FORMAT)
+                    )
                 )
 
     def _serialise(self, connection: Connection) -> None:

@@ -28,6 +28,7 @@ from millrace.postgres.apply import (
     interval,
     merge,
     open_table,
+    set_aside,
     sync,
     truncate,
 )
@@ -36,10 +37,13 @@ from millrace.postgres.ddl import cut, free
 from millrace.postgres.heap import witness
 from millrace.postgres.ledger import Ledger, moved
 from millrace.postgres.ownership import forget, gone, row_of, ttl
+from millrace.postgres.quarantine import Store, rules_of
 from millrace.postgres.session import Connection
 from millrace.postgres.source import Source
 from millrace.postgres.stage import staged_relation
 
+SIFTED = ("sync", "merge", "append", "truncate")
+"""How stages are applied whose bad rows can be set aside, besides `create`."""
 LOCK_MS = 1_000  # a publish that waits longer for a table gives way and tries again: writers queue behind it
 
 
@@ -84,6 +88,7 @@ def publish_in(
             rows=done.rows,
             counts=done.counts,
         )
+        entry = replace(entry, quarantined=Store(connection, ledger, one.asset).counts()["open"])
         if done.relation is not None:
             columns = done.relation.pick(one.schema.names)
             table = Source(str(one.asset), columns, done.relation, database=ledger.label)
@@ -116,9 +121,22 @@ def _apply(connection: Connection, ledger: Ledger, staged: Staged, found: Ledger
         raise MillraceError(f"a PostgreSQL target cannot publish by {staged.how!r}", where=str(staged.asset))
     if staged.how == "snapshot" and staged.detail["fits"] is None:
         history.create(connection, ledger, staged)
-    done = apply[staged.how](open_table(connection, ledger, staged, found))
+        Store(connection, ledger, staged.asset).clear()
+    table = open_table(connection, ledger, staged, found)
+    if staged.how in SIFTED:
+        set_aside(table)
+    done = _less(apply[staged.how](table), table.store)
     forget(connection, ledger, row)
     return done
+
+
+def _less(done: Applied, store: Store) -> Applied:
+    """Return what was applied where it was counted with the rows in quarantine: the table's own rows and digest."""
+    if done.rows < 0 or done.digest is None or store.empty:
+        return done
+    kept, fixes = store.digests()
+    digest = done.digest - kept + fixes
+    return replace(done, digest=digest, rows=digest.rows)
 
 
 # a new table
@@ -131,6 +149,10 @@ def _create(connection: Connection, ledger: Ledger, staged: Staged) -> Applied:
     if exists(connection, ref, label=ledger.label):
         raise appeared(ref, ledger.label)
     relation = staged_relation(connection, ledger, staged)
+    columns, key = relation.pick(staged.schema.names), relation.pick(staged.schema.key)
+    store = Store(connection, ledger, staged.asset, columns, key)
+    if rules_of(staged) or not store.empty:
+        store.settle(staged, relation.identifier, within=None)
     ledger.make_schema(connection, schema)
     stage, place = sql.Identifier(ledger.stage_schema, relation.name), sql.Identifier(schema, relation.name)
     try:
@@ -141,9 +163,8 @@ def _create(connection: Connection, ledger: Ledger, staged: Staged) -> Applied:
     _rename_parts(connection, relation, ref, staged.detail.get("names", ()))
     whole = Digest.sum(staged.expected.values(), staged.schema.shape)
     part = "interval" in staged.detail  # of the source only these rows were read
-    if part:
-        return Applied(Counts(inserted=whole.rows), "applied", whole, whole.rows)
-    return Applied(Counts(inserted=whole.rows), "table", whole, whole.rows, relation)
+    done = _less(Applied(Counts(), "applied" if part else "table", whole, whole.rows), store)
+    return replace(done, counts=Counts(inserted=done.rows), relation=None if part else relation)
 
 
 def _rename_parts(connection: Connection, relation: Relation, ref: TableRef, names: Sequence[Sequence[str]]) -> None:
@@ -179,7 +200,9 @@ def _position(connection: Connection, ledger: Ledger, staged: Staged) -> Applied
     if fits_of(relation, staged.schema.names) != staged.detail["fits"]:
         raise SeqMoved(f"{relation.ref} was altered since it was compared", where=str(relation.ref), hint="run again")
     whole = Digest.sum(staged.expected.values(), staged.schema.shape)
-    return Applied(Counts(), staged.detail["level"], whole, whole.rows if staged.detail["level"] == "table" else -1)
+    columns, key = relation.pick(staged.schema.names), relation.pick(staged.schema.key)
+    done = Applied(Counts(), staged.detail["level"], whole, whole.rows if staged.detail["level"] == "table" else -1)
+    return _less(done, Store(connection, ledger, staged.asset, columns, key))
 
 
 def commit(connection: Connection) -> None:

@@ -229,12 +229,11 @@ class PostgresStage:
         self._end(target, segment, count)
         return count
 
-    def replaced(self, there: Relation) -> Digest:
-        """Return the digest of an existing table's rows whose keys are staged."""
+    def replaced(self, there: sql.Composable, columns: Sequence[PgColumn]) -> Digest:
+        """Return the digest of those of some rows, as they stand in FROM, whose keys are staged."""
         same = sql.SQL(" and ").join(sql.SQL("s.{0} = t.{0}").format(sql.Identifier(name)) for name in self.key)
         staged = sql.SQL("exists (select from {} s where {})").format(self.identifier, same)
-        columns = there.pick(self._request.schema.names)
-        query = digest_query(sql.SQL("{} as t").format(there.identifier), columns, staged)
+        query = digest_query(sql.SQL("{} as t").format(there), columns, staged)
         with self.connect() as connection, translated(self._database.label, "look for keys", connection=connection):
             return digest_of(connection.execute(query).fetchone() or (0, 0), shape(columns))
 

@@ -36,6 +36,7 @@ from millrace.postgres.ledger import Ledger, moved
 from millrace.postgres.names import sql_name
 from millrace.postgres.ownership import Heart, owner
 from millrace.postgres.publish import commit, publish_in
+from millrace.postgres.quarantine import Store
 from millrace.postgres.session import Connection, Database, translate, translated
 from millrace.postgres.sessions import Sessions
 from millrace.postgres.sqlstates import grant
@@ -201,7 +202,11 @@ class PostgresTarget:
                     return Proof(staged.asset, staged.load, staged.detail["level"], expected)
                 columns = relation.pick(staged.schema.names)
                 where = CURRENT if staged.detail.get("versions") else None
-                row = connection.execute(digest_query(relation.identifier, columns, where)).fetchone()
+                rows: sql.Composable = relation.identifier
+                if staged.how == "position":
+                    store = Store(connection, self.book, staged.asset, columns, relation.pick(staged.schema.key))
+                    rows = rows if store.empty else sql.SQL("{} as t").format(store.everything(rows))
+                row = connection.execute(digest_query(rows, columns, where)).fetchone()
                 found = digest_of(row or (0, 0), shape(columns))
         except BaseException:
             self._let_go(staged)

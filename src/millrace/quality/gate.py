@@ -37,7 +37,7 @@ Query = Callable[[str, Sequence[Any]], Sequence[Sequence[Any]]]
 Relations = Callable[[AssetId], Sequence[str]]
 """Where another asset lies in the same engine, part by part."""
 
-_SHOWN = 60  # characters of a value in a sample: one line of a terminal holds it
+SHOWN = 60  # characters of a value in a sample: one line of a terminal holds it
 
 
 def run_checks(
@@ -113,21 +113,35 @@ def reason(rule: RowRule, row: Mapping[str, Any]) -> str:
         row: its values by column.
     """
     values = {name.lower(): value for name, value in row.items()}
+    parts = said_of(rule, list(row))
+    return "".join(_value(values.get(part.column.lower())) if isinstance(part, sql.Value) else part for part in parts)
+
+
+def said_of(rule: RowRule, names: Sequence[str]) -> list[str | sql.Value]:
+    """Return the sentence of `reason` in parts: texts, and the columns whose values stand between them.
+
+    Args:
+        rule: a rule.
+        names: the columns that there are.
+    """
     match rule:
         case NotNull():
-            return f"{rule.column} is null"
+            return [f"{rule.column} is null"]
         case Between():
             if rule.low is None or rule.high is None:
                 wanted = f"at most {_bound(rule.high)}" if rule.low is None else f"at least {_bound(rule.low)}"
             else:
                 wanted = f"in {_bound(rule.low)} … {_bound(rule.high)}"
-            return f"{rule.column} is {_value(values.get(rule.column.lower()))}, must be {wanted}"
+            return [f"{rule.column} is ", sql.Value(rule.column), f", must be {wanted}"]
         case InSet():
-            return f"{rule.column} is {_value(values.get(rule.column.lower()))}, must be {_listed(rule)}"
+            return [f"{rule.column} is ", sql.Value(rule.column), f", must be {_listed(rule)}"]
         case Expression():
-            about = [name for name in sql.columns_of(rule) if name.lower() in values]
-            told = ", ".join(f"{name} {_value(values[name.lower()])}" for name in about)
-            return f"{rule.label or rule.sql} does not hold" + (f": {told}" if told else "")
+            known = {name.lower() for name in names}
+            parts: list[str | sql.Value] = [f"{rule.label or rule.sql} does not hold"]
+            for name in sql.columns_of(rule):
+                if name.lower() in known:
+                    parts += [f"{', ' if len(parts) > 1 else ': '}{name} ", sql.Value(name)]
+            return parts
 
 
 def _listed(rule: InSet) -> str:
@@ -308,7 +322,7 @@ def _value(value: Any) -> str:
     if value is None:
         return "null"
     text = str(value)
-    text = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    text = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
     return text if text and text.isprintable() and text == text.strip() else repr(text)
 
 

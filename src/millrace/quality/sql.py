@@ -70,6 +70,13 @@ class Table:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A column's value in a sentence."""
+
+    column: str
+
+
 def table_of(relation: Sequence[str]) -> exp.Table:
     """Return a relation's name, quoted part by part."""
     *before, name = relation

@@ -90,15 +90,24 @@ class CopyStep:
             files_lake.settle(spec, spec.files, self._resources, files_lake.lake_of(ctx.target(step.target)))
 
     def prove(self, step: Step, staged: Sequence[Staged], ctx: Context) -> tuple[Proof, ...]:
-        """Compare the stage's digest with the source's; then run the checks of a lake asset."""
+        """Compare the stage's digest with the source's; then run the checks."""
         target = ctx.target(step.target)
         proofs = tuple(target.prove(item) for item in staged)
         if not step.spec.get("checks"):
             return proofs
+        from millrace.postgres.target import PostgresTarget
+
+        if isinstance(target, PostgresTarget):
+            from millrace.steps.postgres_checks import check_stage
+
+            return tuple(
+                replace(proof, checks=check_stage(target, item, step, ctx))
+                for item, proof in zip(staged, proofs, strict=True)
+            )
         from millrace.lake.target import LakeTarget
         from millrace.steps.checking import check_lake_stage
 
-        assert isinstance(target, LakeTarget)  # noqa: S101 - the planner refuses checks elsewhere
+        assert isinstance(target, LakeTarget)  # noqa: S101 - copies go to databases and lakes
         return tuple(
             replace(proof, checks=check_lake_stage(self._resources, target, item, step, ctx))
             for item, proof in zip(staged, proofs, strict=True)

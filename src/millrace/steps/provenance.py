@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from millrace.core.names import AssetId
+from millrace.core.quarantine import Balance
 from millrace.core.staged import CheckResult, LedgerEntry
 from millrace.dashboards.page import Source
 from millrace.duck import ledger
 from millrace.errors import NotFound
 from millrace.lake.ledger import Manifest
-from millrace.lake.quarantine import Balance, balance
+from millrace.lake.quarantine import balance
 from millrace.lake.target import LakeTarget
 
 if TYPE_CHECKING:

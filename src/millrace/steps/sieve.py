@@ -21,7 +21,7 @@ from millrace.core.plan import Step
 from millrace.core.ports import Context
 from millrace.core.schema import Schema
 from millrace.core.segment import Segment
-from millrace.core.staged import LedgerEntry
+from millrace.core.staged import CheckResult, LedgerEntry
 from millrace.duck import inputs
 from millrace.errors import ContractBroken
 from millrace.lake import quarantine
@@ -258,18 +258,7 @@ class Sieve:
             key=self.key,
             now=self.now,
         )
-        detail = said
-        for result in results:
-            if not result.passed:
-                detail += [f"{result.name}: {result.detail}", *(f"  {line}" for line in result.sample[:EXAMPLES])]
-        stays = f" ({local_time(self.last_good)})" if self.last_good else ""
-        limit = f"{self.max_bad:g}" + (f" ({most_bad(self.max_bad, rows):,} rows)" if self.max_bad else "")
-        noun = "row" if rows == 1 else "rows"
-        return ContractBroken(
-            f"{self.asset} was not published: {count:,} of {rows:,} {noun} broke the contract and max_bad is {limit}",
-            detail=[*detail, f"the last good version{stays} stays"] if self.last_good else detail,
-            hint=f"mend them at the source, or allow more of them in quarantine: max_bad of the contract, {self.place}",
-        )
+        return too_many(self.asset, results, count, rows, self.max_bad, self.last_good, self.place, said)
 
     # what was replayed
 
@@ -309,6 +298,39 @@ def _rows_in(paths: Iterable[str]) -> int:
     import pyarrow.parquet as pq
 
     return sum(pq.read_metadata(path).num_rows for path in paths)
+
+
+def too_many(
+    asset: AssetId,
+    results: Sequence[CheckResult],
+    count: int,
+    rows: int,
+    max_bad: float,
+    last_good: str | None,
+    place: str,
+    said: Sequence[str] = (),
+) -> ContractBroken:
+    """Return the error for more bad rows than a contract allows.
+
+    Args:
+        results: of the rules on the load's rows.
+        count: how many are bad of how many `rows`.
+        max_bad, place: of the contract.
+        last_good: when the version was published that stays, if any.
+        said: what else is to be told, before the results.
+    """
+    detail = [*said]
+    for result in results:
+        if not result.passed:
+            detail += [f"{result.name}: {result.detail}", *(f"  {line}" for line in result.sample[:EXAMPLES])]
+    stays = f" ({local_time(last_good)})" if last_good else ""
+    limit = f"{max_bad:g}" + (f" ({most_bad(max_bad, rows):,} rows)" if max_bad else "")
+    noun = "row" if rows == 1 else "rows"
+    return ContractBroken(
+        f"{asset} was not published: {count:,} of {rows:,} {noun} broke the contract and max_bad is {limit}",
+        detail=[*detail, f"the last good version{stays} stays"] if last_good else detail,
+        hint=f"mend them at the source, or allow more of them in quarantine: max_bad of the contract, {place}",
+    )
 
 
 def sieve_of(

@@ -29,6 +29,7 @@ from millrace.postgres.history import CURRENT, plain, without
 from millrace.postgres.keys import key_columns, proven
 from millrace.postgres.names import sql_name
 from millrace.postgres.newest import left_out, newest
+from millrace.postgres.quarantine import Bad, Kept, Store
 from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_segments
 from millrace.postgres.session import Connection, translated
 from millrace.postgres.source import Source
@@ -49,6 +50,8 @@ class Look:
         since: the position from which changes are read; None: everything is.
         alter: columns that the publish adds to the target, or whose type it alters.
         discarded: columns of the source that the contract leaves out.
+        held: whether rows of the table are in quarantine.
+        sieve: which rows of the stage are bad, and are to be set aside.
     """
 
     spec: CopySpec
@@ -68,6 +71,8 @@ class Look:
     """The same rows as `source`, also those outside the interval of a backfill."""
     alter: tuple[str, ...] = ()
     discarded: tuple[str, ...] = ()
+    held: bool = False
+    sieve: tuple[Bad, ...] = ()
 
     @property
     def schema(self) -> Schema:
@@ -88,15 +93,25 @@ class Look:
 
     @property
     def target_source(self) -> Source:
-        """The target's rows (of versions the current ones), in those of the source's columns that it has."""
+        """The target's rows (of versions the current ones), in those of the source's columns that it has.
+
+        They are its rows as the source has them: see `postgres.quarantine`.
+        """
         there = self.there
-        return Source(
-            str(there.ref),
-            there.pick([name for name in self.source.names if name in there.names or name not in self.alter]),
-            there,
-            where=self._there(),
-            database=self.target.database.label,
-        )
+        columns = there.pick([name for name in self.source.names if name in there.names or name not in self.alter])
+        found = Source(str(there.ref), columns, there, where=self._there(), database=self.target.database.label)
+        if not self.held:
+            return found
+        return replace(found, query=sql.SQL("select * from {} as t").format(self.there_rows))
+
+    @property
+    def there_rows(self) -> sql.Composable:
+        """The rows of `target_source`, as they stand in FROM before an alias."""
+        there = self.there
+        if not self.held:
+            return there.identifier
+        columns = there.pick([name for name in self.source.names if name in there.names or name not in self.alter])
+        return Kept(self.target.book, self.spec.asset, columns, there.pick(self.key)).everything(there.identifier)
 
     def narrowed(self) -> Look:
         """Return the look without the columns that the target is to be altered for."""
@@ -235,8 +250,22 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
             )
             alter = check_fit(source.columns, fitting, label=target.database.label, **lets)
         names = tuple(column.name for column in key)
+        held = entry is not None and _held(target, spec, how)
         found = (spec, reader, target, snap, base, source, names, entry, relation, how, since, versions, everywhere)
-        yield Look(*found, alter, discarded)
+        yield Look(*found, alter, discarded, held)
+
+
+def _held(target: PostgresTarget, spec: CopySpec, how: How) -> bool:
+    """Say whether rows of a table are in quarantine. Raises UsageError where they are not known how to be compared."""
+    with target.connect("look") as there, translated(target.database.label, "look at the quarantine", connection=there):
+        held = not Store(there, target.book, spec.asset).empty
+    if held and how in ("snapshot", "interval"):
+        raise UsageError(
+            f"{spec.asset} has rows in quarantine, and a {spec.mode} of such a table is not built yet",
+            where=f"{spec.asset} in {target.database.label}",
+            hint="use mode full or incremental",
+        )
+    return held
 
 
 def _refuse_same(source: Source, here: Connection, relation: Relation, target: PostgresTarget) -> None:

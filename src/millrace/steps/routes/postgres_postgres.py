@@ -26,7 +26,7 @@ from millrace.core.ports import Context, StageRequest
 from millrace.core.position import Cursor, Position, Whole
 from millrace.core.segment import Segment
 from millrace.core.staged import Counts, Staged
-from millrace.errors import ProofFailed
+from millrace.errors import ProofFailed, UsageError
 from millrace.postgres.apply import fits_of, refuse_deletes, refuse_first_contact, refuse_referred
 from millrace.postgres.belongings import read_belongings
 from millrace.postgres.deletes import alive
@@ -157,6 +157,7 @@ def stage(
         MillraceError: everything else that stops a copy; nothing is left then.
     """
     with look_at(spec, reader, target) as look:
+        look = _sifted(look, step, ctx)
         if look.relation is not None:
             _check_target(look)
         if (number := look.left_out()) and spec.tracked is not None:
@@ -189,6 +190,22 @@ def stage(
             target.forget(opened)
             opened.discard()
         return () if staged is None else (staged,)
+
+
+def _sifted(look: Look, step: Step, ctx: Context) -> Look:
+    """Return the look with what of the rows is to be set aside. Raises UsageError where that is not built."""
+    if not step.spec.get("checks"):
+        return look
+    from millrace.steps.postgres_checks import sieve_of
+
+    found = sieve_of(step, look.spec.asset, look.source.columns, look.key, ctx)
+    if found and look.how in ("snapshot", "interval"):
+        raise UsageError(
+            f"rows of {look.spec.asset} cannot be set aside in mode {look.spec.mode} yet",
+            where=str(step.spec["contract"]["place"]),
+            hint="use mode full or incremental, or bad_rows: block",
+        )
+    return replace(look, sieve=found)
 
 
 def _check_target(look: Look) -> None:
@@ -280,7 +297,8 @@ def _differing(look: Look, opened: PostgresStage, request: StageRequest, ctx: Co
     ours, theirs = both_digests(look, segments)
     whole = Digest.sum(ours.values(), look.schema.shape)
     _check_count(look, whole.rows)
-    different = [segment for segment in segments if ours[segment.id] != theirs[segment.id]]
+    again = look.spec.full_refresh and bool(look.sieve or look.held)  # the rules may be others
+    different = [segment for segment in segments if again or ours[segment.id] != theirs[segment.id]]
     if not different and look.how == "interval":
         ctx.report.note("the interval is equal")
         return None
@@ -308,6 +326,8 @@ def _fine(look: Look) -> list[Segment]:
 def _detail(look: Look) -> dict[str, Any]:
     """Return what the publish has to know of guards and of the target as it was seen."""
     more: dict[str, Any] = {"at": look.at} if look.how == "snapshot" else {}
+    if look.sieve:
+        more["sieve"] = [one.to_json() for one in look.sieve]
     if look.alter:
         more["alter"] = list(look.alter)
     if look.spec.mode == "backfill":

@@ -113,7 +113,7 @@ def _theirs(
     )
     with translated(target.database, "look at the stage", connection=there):
         there.execute(sql.SQL("analyze {}").format(opened.identifier))
-    rest = target.narrowed(lacking(key, look.there.identifier, staged))
+    rest = target.narrowed(lacking(key, sql.SQL("q") if look.held else look.there.identifier, staged))
     return dict(digest_segments(there, rest.narrowed(any_of(segments, key)), segments, look.key))
 
 
@@ -127,7 +127,7 @@ def _against(look: Look, opened: PostgresStage, there: Connection) -> tuple[int,
     query = sql.SQL(
         "select pg_catalog.count(*) filter (where t.ctid is null), pg_catalog.count(*) filter (where t.ctid is not null"
         " and pg_catalog.record_image_ne(row({left}), row({right}))) from {stage} s left join {table} t on {same}"
-    ).format(left=left, right=right, stage=opened.identifier, table=look.there.identifier, same=_same(look))
+    ).format(left=left, right=right, stage=opened.identifier, table=look.there_rows, same=_same(look))
     with translated(target.database, f"compare {target.label}", connection=there):
         row = there.execute(query).fetchone() or (0, 0)
     return int(row[0]), int(row[1])

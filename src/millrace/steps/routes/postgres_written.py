@@ -66,7 +66,7 @@ def written(look: Look, opened: PostgresStage, ctx: Context) -> Written | None:
     changed = look.source.narrowed(found.written)
     relay = Relay(look.reader, look.snap, changed, look.key, opened, ctx, 1)
     expected = relay.run(alone(PLAN), {PLAN[0].id: found.digest})
-    whole = position.digest - opened.replaced(look.there) + found.digest
+    whole = position.digest - opened.replaced(look.there_rows, look.target_source.columns) + found.digest
     read = position.read if _may_add_up(look, position.read, ctx) else None
     same = whole.rows == found.rows  # else rows were deleted
     if same and read is None:  # they may not add up: the key was not kept, or row versions did not tell all

@@ -1,0 +1,169 @@
+"""Bad rows of copies from PostgreSQL to PostgreSQL: set aside with their reason, counted, fixed, replayed, dropped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doors import execute, leftovers, rows
+
+from millrace.app import open_house
+from millrace.core.names import AssetId
+from millrace.core.staged import LedgerEntry
+from millrace.engine.records import RunResult
+from millrace.engine.session import RunOptions
+
+pytestmark = pytest.mark.servers
+
+ORDERS = AssetId("raw", "orders")
+MANIFEST = """
+version: 1
+name: shop
+environments:
+  dev:
+    connections:
+      shop_db: {type: postgres, url: "${env:SHOP_DB_URL}"}
+      reports: {type: postgres, url: "${env:REPORTS_URL}"}
+"""
+COPIES = """
+from: shop_db
+to: reports.raw
+tables:
+  orders:
+    mode: %s
+    segment_rows: 1000
+    contract: {bad_rows: quarantine%s}
+    checks: {between: {amount: [0, 1000000]}, in_set: {status: [paid, open]}, not_null: [customer], row_count: {min: 1}}
+"""
+SOURCE = (
+    "create type mood as enum ('sad', 'ok')",
+    (
+        "create table orders (order_id bigint primary key, customer text, amount numeric(12,2), status char(5) not null,"
+        " updated_at timestamptz not null, mood mood, tags text[], extra jsonb, ratio float8, raw bytea,"
+        " twice numeric generated always as (amount * 2) stored)"
+    ),
+    (
+        "insert into orders select i, 'c' || i % 7, i, 'paid', '2026-01-01'::timestamptz + i * interval '1 s', 'ok',"
+        " array['a,b', null, '\"'], jsonb_build_object('n', i), i / 7.0, decode('00ff', 'hex')"
+        " from generate_series(1, 2000) i"
+    ),
+    "update orders set amount = -12.50, status = 'lost' where order_id = 17",
+    "update orders set customer = null, extra = null where order_id = 40",
+)
+MODES = {"incremental": "incremental\n    cursor: updated_at", "append": "append\n    cursor: updated_at"}
+ALL = set(range(1, 2001))
+NAMES = "order_id, customer, amount, status, updated_at, mood, tags, extra, ratio, raw, twice"
+
+
+class Shop:
+    """A project that copies one table into another database, run in this process."""
+
+    def __init__(self, folder: Path, source: str, target: str) -> None:
+        self.folder, self.source, self.target = folder, source, target
+        execute(source, *SOURCE)
+        execute(target, "create role reports_reader")
+        self.write("millrace.yaml", MANIFEST)
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+
+    def copies(self, mode: str, contract: str = "") -> None:
+        self.write("copies/shop_db.yaml", COPIES % (MODES.get(mode, mode), contract))
+
+    def touch(self, change: str, where: str) -> None:
+        execute(self.source, f"update orders set {change}, updated_at = clock_timestamp() where {where}")
+
+    def run(self, full_refresh: bool = False) -> RunResult:
+        with open_house(self.folder, full_refresh=full_refresh) as house:
+            return house.run(house.plan(), options=RunOptions(full_refresh=full_refresh), show_as="silent")
+
+    def good(self, full_refresh: bool = False) -> LedgerEntry | None:
+        (step,) = self.run(full_refresh).steps
+        assert step.error is None, step.error
+        return step.entries[0] if step.entries else None
+
+    def ids(self) -> set[int]:
+        return {row[0] for row in rows(self.target, "select order_id from raw.orders")}
+
+    def entries(self) -> dict[str, tuple[str, str]]:
+        query = "select key[1], status, reason from _millrace.quarantine order by 1"
+        return {key: (status, reason) for key, status, reason in rows(self.target, query)}
+
+    def statuses(self) -> dict[str, str]:
+        return {key: status for key, (status, _) in self.entries().items()}
+
+    def sums(self) -> None:
+        """Every row of the source is in the target or, as it is there, in quarantine; replayed ones are in both."""
+        source = {
+            row[0]: row[1]
+            for row in rows(self.source, f"select order_id, to_jsonb(o) from (select {NAMES} from orders) o")
+        }
+        target = {
+            row[0]: row[1]
+            for row in rows(self.target, f"select order_id, to_jsonb(o) from (select {NAMES} from raw.orders) o")
+        }
+        texts = ", ".join(f"'{name}', {name}::text" for name in NAMES.split(", "))
+        kept = rows(self.target, "select key[1]::int, row, status from _millrace.quarantine")
+        here = {
+            row[0]: row[1] for row in rows(self.source, f"select order_id, jsonb_build_object({texts}) from orders")
+        }
+        for key, row, status in kept:
+            assert {**row, "status": row["status"].strip()} == here[key]
+            assert (key in target) == (status == "replayed")
+            target[key] = source[key]
+        assert target == source
+
+
+@pytest.fixture
+def shop(db15: str, other18: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("SHOP_DB_URL", db15)
+    monkeypatch.setenv("REPORTS_URL", other18)
+    found = Shop(tmp_path, db15, other18)
+    yield found
+    execute(other18, "drop owned by reports_reader", "drop role reports_reader")
+
+
+@pytest.mark.parametrize("mode", ["full", "incremental", "append", "truncate"])
+def test_bad_rows_are_set_aside(shop: Shop, mode: str) -> None:
+    shop.copies(mode)
+    (step,) = shop.run().steps
+    assert (step.status, step.message, step.error) == ("published", "2 rows → quarantine", None)
+    assert shop.ids() == ALL - {17, 40}
+    assert shop.entries() == {
+        "17": ("open", "amount is -12.50, must be in 0 … 1,000,000; status is lost, must be paid, open"),
+        "40": ("open", "customer is null"),
+    }
+    (entry,) = step.entries
+    assert (entry.quarantined, entry.rows) == (2, 1998)
+    assert all(check.passed for check in step.checks)
+    shop.sums()
+    assert shop.run()["copy:raw.orders"].status == "fresh", "a run with rows in quarantine is followed by a no-op"
+    execute(
+        shop.target,
+        "create view paid as select order_id from raw.orders",
+        "grant select on raw.orders to reports_reader",
+    )
+    # the source changes: an entry is mended, a good row turns bad, a bad one is new
+    shop.touch("amount = 17, status = 'paid'", "order_id = 17")
+    shop.touch("amount = -5", "order_id = 5")
+    shop.touch("amount = 6", "order_id = 6")
+    execute(
+        shop.source,
+        "insert into orders (order_id, customer, amount, status, updated_at) values (2001, 'x', -1, 'paid', clock_timestamp())",
+    )
+    shop.good()
+    if mode == "append":
+        assert shop.statuses() == {"40": "open", "2001": "open"}, "append only adds: 5 stays as it was"
+        assert shop.ids() == ALL - {40}
+    else:
+        assert shop.statuses() == {"40": "open", "5": "open", "2001": "open"}
+        assert shop.ids() == ALL - {40, 5}, "the good old version of 5 goes: else a full load would differ"
+        shop.sums()
+        assert rows(
+            shop.target, "select has_table_privilege('reports_reader', 'raw.orders', 'select'), count(*) > 9 from paid"
+        ) == [(True, True)]
+    assert shop.run()["copy:raw.orders"].status == "fresh"
+    assert leftovers(shop.target) == []
