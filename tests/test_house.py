@@ -219,10 +219,10 @@ def imported(path: Path, name: str, known: set[str]) -> set[str]:
 
 
 def test_core_is_small() -> None:
-    """Core stays twelve modules and 1,550 lines."""
+    """Core stays twelve modules and 1,600 lines."""
     found = {path.stem for path in modules(CORE)} - {"__init__"}
     assert found <= CORE_MODULES
-    assert sum(lines(path) for path in modules(CORE)) <= 1550
+    assert sum(lines(path) for path in modules(CORE)) <= 1600
 
 
 @pytest.mark.parametrize("path", modules(CORE), ids=lambda path: path.stem)
