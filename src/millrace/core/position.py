@@ -25,6 +25,8 @@ class Cursor:
         scrub: when which part of the table was compared whole; None: that is not kept.
         table: which table and columns these are to the server: another one of the same name, or a column that was
             dropped and made again, holds other values without a new row version; None: that is not known.
+        traits: its partitions, words of its enums and attributes of its composites, as short texts: where one is gone
+            all rows are read, of a partition that came its rows; None: that is not known.
     """
 
     column: str
@@ -34,10 +36,11 @@ class Cursor:
     tail: Digest | None = None
     scrub: Scrub | None = None
     table: str | None = None
+    traits: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the position as JSON types."""
-        found = {
+        found: dict[str, Any] = {
             "kind": "cursor",
             "column": self.column,
             "value": self.value,
@@ -47,6 +50,8 @@ class Cursor:
         }
         if self.table is not None:
             found["table"] = self.table
+        if self.traits is not None:
+            found["traits"] = list(self.traits)
         return found if self.scrub is None else {**found, "scrub": self.scrub.to_json()}
 
 
@@ -156,6 +161,7 @@ def position_from_json(data: Mapping[str, Any]) -> Position:
                 None if tail is None else Digest.from_json(tail),
                 None if scrub is None else Scrub.from_json(scrub),
                 data.get("table"),
+                None if data.get("traits") is None else tuple(data["traits"]),
             )
         case "whole":
             digest = data.get("digest")

@@ -19,6 +19,7 @@ from millrace.errors import NotFound, PermissionMissing, did_you_mean
 from millrace.postgres.names import sql_name
 from millrace.postgres.session import Connection, bare_path, translated
 from millrace.postgres.sqlstates import grant, row_security_error
+from millrace.postgres.traits import read_traits
 
 RelationKind = Literal["r", "v", "m", "p", "f"]
 KIND_WORDS = {"r": "table", "v": "view", "m": "materialized view", "p": "partitioned table", "f": "foreign table"}
@@ -121,6 +122,7 @@ class Relation:
         paged: whether it can be split by heap pages: one heap, no children.
         persistence: `p`ermanent, `u`nlogged, `t`emporary.
         database, user: where and as whom it was described.
+        traits: what its values depend on besides its rows: see `traits`.
     """
 
     oid: int
@@ -138,6 +140,7 @@ class Relation:
     comment: str | None = None
     database: str = ""
     user: str = ""
+    traits: tuple[str, ...] = ()
 
     @property
     def ref(self) -> TableRef:
@@ -457,6 +460,7 @@ def describe(connection: Connection, table: TableRef, *, label: str, readable: b
             rows = cursor.execute(_INDEXES, {"oid": found["oid"]}).fetchall()
         indexes = tuple(Index(**{**row, "columns": tuple(row["columns"])}) for row in rows)
         count = _estimate(connection, found, ref) if readable else _known_rows(found)
+        traits = read_traits(connection, found["oid"], found["paged"], columns)
     return Relation(
         oid=found["oid"],
         schema_name=ref.schema or "",
@@ -473,6 +477,7 @@ def describe(connection: Connection, table: TableRef, *, label: str, readable: b
         comment=found["comment"],
         database=found["database"],
         user=found["user"],
+        traits=traits,
     )
 
 

@@ -31,6 +31,7 @@ from millrace.postgres.segments import group_expression, key_segments, page_segm
 from millrace.postgres.session import Connection, Database, translate, translated
 from millrace.postgres.sessions import Sessions
 from millrace.postgres.source import Source, both, open_source
+from millrace.postgres.traits import unread
 from millrace.postgres.types import text_form
 
 if TYPE_CHECKING:
@@ -317,7 +318,7 @@ class PostgresReader:
             raise
         if row is not None:
             value = row[0]
-        return Cursor(column, value, snap.state, snap.server, table=source.identity)
+        return Cursor(column, value, snap.state, snap.server, table=source.identity, traits=source.traits)
 
     def changes(self, source: Source, position: Cursor, snap: PostgresSnapshot) -> Source:
         """Return the rows to look at since a position: see `change_predicate`."""
@@ -332,7 +333,9 @@ class PostgresReader:
             return sql.SQL("true")  # rows that are older than the position may hold what was never read
         versions = source.paged and position.server == snap.server
         column = source[position.column]
-        return change_predicate(position, column, now=snap.state, versions=versions, rule=source.rule)
+        changed = change_predicate(position, column, now=snap.state, versions=versions, rule=source.rule)
+        besides = unread(position.traits, source.traits) if position.traits is not None else None
+        return changed if besides is None else sql.SQL("({} or {})").format(changed, besides)
 
     def moved(self, source: Source, position: Cursor, snap: PostgresSnapshot) -> tuple[Digest, int]:
         """Digest the rows to look at since a position, and count those that move.

@@ -83,6 +83,11 @@ class Source:
         return fingerprint(oid, json.dumps(columns))
 
     @property
+    def traits(self) -> tuple[str, ...]:
+        """What a table's values depend on besides its rows: see `traits`; nothing is known of a query."""
+        return () if self.relation is None or self.query is not None else self.relation.traits
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The columns' names in order."""
         return tuple(column.name for column in self.columns)
