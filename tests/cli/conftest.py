@@ -1,16 +1,15 @@
-"""The real command line in child processes."""
+"""The real command line in processes of its own."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import pytest
+from tests import forked
 
 SECONDS = 120
 
@@ -36,15 +35,7 @@ def millrace(tmp_path: Path) -> Millrace:
     """Run `millrace …` to its end; keyword arguments are environment variables."""
 
     def run(*arguments: str, cwd: Path | None = None, **more: str) -> Done:
-        done = subprocess.run(
-            [sys.executable, "-m", "millrace", *arguments],
-            cwd=cwd or tmp_path,
-            env=environment(more),
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
+        done = forked.run(arguments, cwd=cwd or tmp_path, env=environment(more), timeout=SECONDS)
         return Done(done.returncode, done.stdout, done.stderr)
 
     return run

@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from tests import forked
 
 from millrace.testing.servers import PostgresServer
 
@@ -22,15 +23,7 @@ from .conftest import environment
 
 
 def call(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "millrace", *arguments],
-        cwd=folder,
-        env=environment(more),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return forked.run(arguments, cwd=folder, env=environment(more), timeout=120)
 
 
 def ok(folder: Path, *arguments: str, **more: str) -> str:

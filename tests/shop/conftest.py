@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import duckdb
 import psycopg
 import pytest
+from tests import forked
 
 from millrace.testing.servers import PostgresServer
 
@@ -31,15 +31,8 @@ class Shop:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("MILLRACE_", "PG"))}
-        return subprocess.run(
-            [sys.executable, "-m", "millrace", *(arguments or ("run",))],
-            cwd=self.folder,
-            env={**kept, "NO_COLOR": "1", "COLUMNS": "100", "SHOP_DB_URL": self.url, **environment},
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
+        env = {**kept, "NO_COLOR": "1", "COLUMNS": "100", "SHOP_DB_URL": self.url, **environment}
+        return forked.run(arguments or ("run",), cwd=self.folder, env=env, timeout=SECONDS)
 
     def ok(self, *arguments: str, **environment: str) -> str:
         done = self.run(*arguments, **environment)

@@ -26,6 +26,7 @@ import duckdb
 import psycopg
 import pytest
 from psycopg import sql
+from tests import forked
 
 from millrace.app import open_house
 from millrace.app.scaffold import init_project
@@ -89,16 +90,20 @@ class Done:
         return self.out + self.err
 
 
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MILLRACE_", "PG"))}
+    return {**kept, "NO_COLOR": "1", "COLUMNS": "120", **more}
+
+
 class Child:
     """A running command, in a session of its own so that what it leaves behind can be found."""
 
     def __init__(self, folder: Path, arguments: tuple[str, ...], environment: Mapping[str, str]) -> None:
         self.folder = folder
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MILLRACE_", "PG"))}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "millrace", *arguments],
             cwd=folder,
-            env={**kept, "NO_COLOR": "1", "COLUMNS": "120", **environment},
+            env=_environment(environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -163,7 +168,10 @@ class House:
         return self.children[-1]
 
     def run(self, *arguments: str, **environment: str) -> Done:
-        return self.start(*arguments, **environment).end()
+        arguments = arguments or ("run",)
+        env = _environment({"SHOP_DB_URL": self.url, **environment})
+        done = forked.run(arguments, cwd=self.folder, env=env, timeout=SECONDS)
+        return Done(done.returncode, done.stdout, done.stderr)
 
     def ok(self, *arguments: str, **environment: str) -> str:
         done = self.run(*arguments, **environment)
