@@ -89,6 +89,38 @@ def test_first_copy_then_nothing_then_changes(millrace: Any, pair: tuple[str, st
     assert leftovers(target) == []
 
 
+def test_rows_that_are_only_counted_are_never_called_proven(
+    millrace: Any, db18: str, other18: str, tmp_path: Path
+) -> None:
+    ask(db18, TABLE)
+    names = {"SRC": db18, "DST": other18}
+    done = millrace("copy", "env:SRC", "public.accounts", "env:DST", "raw.plain", "--proof", "count", **names)
+    assert done.code == 0, done.err
+    assert "counted" in done.out
+    assert "rows counted, not compared" in done.out
+    assert "proven" not in done.out
+    again = millrace(
+        "copy", "env:SRC", "public.accounts", "env:DST", "raw.plain", "--proof", "count", "--json", **names
+    )
+    assert json.loads(again.out)["entry"]["level"] == "table"
+
+    connections = 'connections: {src: {type: postgres, url: "${env:SRC}"}, dst: {type: postgres, url: "${env:DST}"}}'
+    (tmp_path / "millrace.yaml").write_text(f"version: 1\nname: counting\nenvironments:\n  dev:\n    {connections}\n")
+    (tmp_path / "copies").mkdir()
+    copies = "from: src\nto: dst.raw\ndefaults: {proof: count}\ntables:\n  accounts: {}\n"
+    (tmp_path / "copies" / "src.yaml").write_text(copies)
+    assert "the number of rows; none is compared" in millrace("plan", **names).out
+    assert "rows counted, not compared" in millrace("run", **names).out
+    shown = millrace("status", **names).out
+    assert "counted" in shown
+    assert "not compared" in shown
+    verified = millrace("verify", **names)
+    assert verified.code == 0, verified.err
+    (row,) = json.loads(millrace("status", "--json", **names).out)
+    assert row["published"]["level"] == "table"
+    assert texts(other18, "raw.accounts") == texts(db18)
+
+
 def test_incremental(millrace: Any, pair: tuple[str, str]) -> None:
     source, target = pair
     names = {"SRC": source, "DST": target}
@@ -188,6 +220,7 @@ def test_the_password_shows_nowhere(millrace: Any, pg18: Any, db18: str, other18
         (("copy", "env:NOPE", "t", "env:DST", "t"), 2, "NOPE"),
         (("copy", "env:SRC", "a.b.c", "env:DST", "t"), 2, "not a table name"),
         (("copy", "env:SRC", "acounts", "env:DST", "t"), 1, "accounts"),
+        (("copy", "env:SRC", "accounts", "env:DST", "t", "--proof", "counted"), 2, "one of: rows, count"),
         (("copy", "env:SRC", "accounts", "env:DST", "t", "--mode", "ful"), 2, 'did you mean "full"'),
         (
             ("copy", "env:SRC", "accounts", "env:DST", "t", "--mode", "incremental", "--cursor", "updated"),

@@ -309,6 +309,12 @@ tables:
             "where: is_active, mode: snapshot, contract: {bad_rows: quarantine}}",
             "rows of tables in a database cannot be set aside in mode snapshot yet",
         ),
+        (
+            "copies/edi.yaml",
+            "where: is_active}",
+            "where: is_active, proof: count, contract: {bad_rows: quarantine}}",
+            "rows that are only counted cannot be set aside yet",
+        ),
     ],
 )
 def test_what_would_be_ignored_is_refused(plan, file, old, new, says):

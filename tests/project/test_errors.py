@@ -92,6 +92,16 @@ table products: "to" says nothing in mode full
     |                                            ^^
   mode: backfill, or millrace run --from … --to …""",
     ),
+    "rows of the lake only counted": (
+        COPIES,
+        ("mode: full", "mode: full, proof: count"),
+        """\
+table products: rows of the lake that are only counted are not built yet
+  copies/shop_db.yaml:7:51
+  7 |   products:  {key: product_id, mode: full, proof: count}
+    |                                                   ^^^^^
+  leave proof out: a copy into the lake compares every row""",
+    ),
     "versions in the lake": (
         COPIES,
         ("mode: full", "mode: snapshot"),

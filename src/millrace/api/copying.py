@@ -20,7 +20,7 @@ class CopyResult(Record):
         exported_rows: rows that were read from the source and staged.
         inserted, updated, deleted: rows of the target that the publish touched.
         rows: rows of the target after the publish, where known, else -1.
-        level: what was proven: `transfer`, `applied` or `table`.
+        level: what was proven: `counted`, `transfer`, `applied` or `table`.
         digest: digest of the proven rows, `rows:sum`.
         seq: the ledger's number of this publish.
         seconds: wall time.

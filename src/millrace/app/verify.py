@@ -122,7 +122,7 @@ def _repairing(step: Step) -> Step:
     spec = dict(step.spec)
     if spec["copy"]["mode"] == "incremental":
         return replace(step, inputs=(), spec={**spec, "copy": {**spec["copy"], "verify_all": True}})
-    return replace(step, inputs=(), spec={**spec, "full_refresh": True})
+    return replace(step, inputs=(), spec={**spec, "full_refresh": True, "copy": {**spec["copy"], "proof": "rows"}})
 
 
 def _step(house: House, asset: AssetId) -> Step:

@@ -118,7 +118,8 @@ def print_status(house: House, *, as_json: bool) -> Sequence[MillraceError]:
         proof = {"dbt": "checked", "page": "–"}.get(step.kind, "–") if entry.level == "none" else entry.level
         aside = [f"{entry.quarantined:,} in quarantine"] if entry.quarantined else []
         compared, said = _compared(entry)
-        more = ", ".join([*behind, *aside, *said])
+        uncompared = ["not compared"] if entry.level == "counted" else []
+        more = ", ".join([*behind, *aside, *said, *uncompared])
         rows.append((str(asset), step.kind, entry.seq, known, proof, _when(entry.time), more))
         data.append({"asset": str(asset), "published": entry.to_json(), "behind": behind, "compared": compared})
     if as_json:

@@ -13,6 +13,8 @@ from typing import Any
 from millrace.errors import MillraceError
 
 SEED = 7  # not 0: with seed 0 PostgreSQL hashes NULL and 0.0 alike
+COUNTED = "counted"
+"""The shape of a digest that knows nothing but the number of rows; its total is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,11 @@ class Digest:
 
     def __sub__(self, other: Digest) -> Digest:
         return self + Digest(-other.rows, -other.total, other.shape)
+
+    @classmethod
+    def counted(cls, rows: int) -> Digest:
+        """Return what is known of rows that were counted and not hashed; equal to no other digest of them."""
+        return cls(rows, 0, COUNTED)
 
     @classmethod
     def sum(cls, digests: Iterable[Digest], shape: str) -> Digest:

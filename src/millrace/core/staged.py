@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from millrace.core.digest import Digest
+from millrace.core.digest import COUNTED, Digest
 from millrace.core.names import AssetId
 from millrace.core.position import Position, position_from_json
 from millrace.core.schema import Schema
@@ -43,9 +43,9 @@ whole content is exchanged (lake); `upsert`: copy-on-write by key (lake); `membe
 published as a whole (warehouse clone); `file`: a file is replaced; `position`: nothing but the position moves.
 """
 
-Level = Literal["none", "transfer", "applied", "table"]
-"""What was proven: `transfer`: staged equals source; `applied`: the staged keys in the target equal the stage;
-`table`: the whole target equals the source."""
+Level = Literal["none", "counted", "transfer", "applied", "table"]
+"""What was proven: `counted`: as many rows are stored as were read, and no row was compared; `transfer`: staged equals
+source; `applied`: the staged keys in the target equal the stage; `table`: the whole target equals the source."""
 
 
 def check_format(found: int, what: str) -> None:
@@ -112,6 +112,15 @@ class Staged:
     code: str = ""
     date: str | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def counted(self) -> bool:
+        """Whether the source's rows were only counted."""
+        return any(digest.shape == COUNTED for digest in self.expected.values())
+
+    def whole(self) -> Digest:
+        """Return the digest of all that was staged."""
+        return Digest.sum(self.expected.values(), COUNTED if self.counted else self.schema.shape)
 
     def to_json(self) -> dict[str, Any]:
         """Return the stage as JSON types."""

@@ -107,6 +107,8 @@ def _word(outcome: OutcomeSeen) -> tuple[str, Tone]:
     warned = any(not check.passed for check in outcome.checks)
     match outcome.status:
         case "published":
+            if any(entry.level == "counted" for entry in outcome.entries):
+                return "counted", "warned"
             if any(entry.level != "none" for entry in outcome.entries):
                 return "proven", "warned" if warned else "good"
             return ("checked" if outcome.checks else "published"), "warned" if warned else "good"

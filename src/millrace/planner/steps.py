@@ -166,6 +166,9 @@ class _Maker:
             if wanted.bad_rows == "quarantine" and spec["mode"] in ("snapshot", "backfill"):
                 what = f"rows of tables in a database cannot be set aside in mode {spec['mode']} yet"
                 raise self._unbuilt(copy, "contract", what, "use bad_rows: block")
+            if wanted.bad_rows == "quarantine" and spec.get("proof") == "count":
+                what = "rows that are only counted cannot be set aside yet"
+                raise self._unbuilt(copy, "proof", what, "use proof: rows, or bad_rows: block")
             for name in ("new_columns", "type_changes"):
                 spec[name] = getattr(wanted, name) or "evolve"
         elif wanted is not None and wanted.new_columns == "discard" and copy.options.files is not None:
@@ -470,6 +473,7 @@ def _copy_spec(copy: CopyTable) -> dict[str, Any]:
             "max_delete",
             "workers",
             "segment_rows",
+            "proof",
         )
         if getattr(options, name) is not None
     }

@@ -16,7 +16,7 @@ from psycopg import sql
 from millrace.core.digest import Digest
 from millrace.core.events import reach
 from millrace.core.names import TableRef
-from millrace.core.staged import Counts, LedgerEntry, Proof, Staged, entry_for
+from millrace.core.staged import Counts, LedgerEntry, Level, Proof, Staged, entry_for
 from millrace.errors import MillraceError, ProofFailed, SeqMoved
 from millrace.postgres import history
 from millrace.postgres.apply import (
@@ -135,6 +135,8 @@ def _less(done: Applied, store: Store) -> Applied:
     if done.rows < 0 or done.digest is None or store.empty:
         return done
     kept, fixes = store.digests()
+    if done.level == "counted":
+        kept, fixes = Digest.counted(kept.rows), Digest.counted(fixes.rows)
     digest = done.digest - kept + fixes
     return replace(done, digest=digest, rows=digest.rows)
 
@@ -161,10 +163,11 @@ def _create(connection: Connection, ledger: Ledger, staged: Staged) -> Applied:
     except (psycopg.errors.DuplicateTable, psycopg.errors.UniqueViolation) as error:
         raise appeared(ref, ledger.label) from error
     _rename_parts(connection, relation, ref, staged.detail.get("names", ()))
-    whole = Digest.sum(staged.expected.values(), staged.schema.shape)
-    part = "interval" in staged.detail  # of the source only these rows were read
-    done = _less(Applied(Counts(), "applied" if part else "table", whole, whole.rows), store)
-    return replace(done, counts=Counts(inserted=done.rows), relation=None if part else relation)
+    whole = staged.whole()
+    # of an interval's source only these rows were read
+    level: Level = "counted" if staged.counted else "applied" if "interval" in staged.detail else "table"
+    done = _less(Applied(Counts(), level, whole, whole.rows), store)
+    return replace(done, counts=Counts(inserted=done.rows), relation=relation if level == "table" else None)
 
 
 def _rename_parts(connection: Connection, relation: Relation, ref: TableRef, names: Sequence[Sequence[str]]) -> None:
@@ -199,7 +202,7 @@ def _position(connection: Connection, ledger: Ledger, staged: Staged) -> Applied
     relation = describe(connection, TableRef(staged.asset.layer, staged.asset.name), label=ledger.label)
     if fits_of(relation, staged.schema.names) != staged.detail["fits"]:
         raise SeqMoved(f"{relation.ref} was altered since it was compared", where=str(relation.ref), hint="run again")
-    whole = Digest.sum(staged.expected.values(), staged.schema.shape)
+    whole = staged.whole()
     columns, key = relation.pick(staged.schema.names), relation.pick(staged.schema.key)
     done = Applied(Counts(), staged.detail["level"], whole, whole.rows if staged.detail["level"] == "table" else -1)
     return _less(done, Store(connection, ledger, staged.asset, columns, key))

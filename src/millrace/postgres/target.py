@@ -11,12 +11,12 @@ from contextlib import AbstractContextManager
 import psycopg
 from psycopg import sql
 
-from millrace.core.digest import Digest
+from millrace.core.digest import COUNTED
 from millrace.core.events import reach
 from millrace.core.names import AssetId, TableRef, short_run
 from millrace.core.ports import KEEP_SECONDS, StageRequest
 from millrace.core.secrets import redact
-from millrace.core.staged import LedgerEntry, Proof, Staged
+from millrace.core.staged import LedgerEntry, Level, Proof, Staged
 from millrace.errors import (
     CommitUnknown,
     ConnectionRefused,
@@ -182,7 +182,7 @@ class PostgresTarget:
     # proving
 
     def prove(self, staged: Staged) -> Proof:
-        """Digest the stage where it lies and compare it with what the source held.
+        """Digest the stage where it lies, or count it, and compare that with what the source held.
 
         Raises:
             ProofFailed: they differ.
@@ -190,7 +190,7 @@ class PostgresTarget:
         """
         reach("postgres.prove")
         label = self.database.label
-        expected = Digest.sum(staged.expected.values(), staged.schema.shape)
+        expected = staged.whole()
         try:
             with self.connect("prove") as connection, translated(label, f"prove {staged.asset}", connection=connection):
                 if staged.how == "position":
@@ -201,13 +201,16 @@ class PostgresTarget:
                 if staged.how == "position" and staged.detail["level"] != "table":
                     return Proof(staged.asset, staged.load, staged.detail["level"], expected)
                 columns = relation.pick(staged.schema.names)
-                where = CURRENT if staged.detail.get("versions") else None
                 rows: sql.Composable = relation.identifier
                 if staged.how == "position":
                     store = Store(connection, self.book, staged.asset, columns, relation.pick(staged.schema.key))
                     rows = rows if store.empty else sql.SQL("{} as t").format(store.everything(rows))
-                row = connection.execute(digest_query(rows, columns, where)).fetchone()
-                found = digest_of(row or (0, 0), shape(columns))
+                if staged.counted:
+                    query, form = sql.SQL("select pg_catalog.count(*), 0 from {}").format(rows), COUNTED
+                else:
+                    where = CURRENT if staged.detail.get("versions") else None
+                    query, form = digest_query(rows, columns, where), shape(columns)
+                found = digest_of(connection.execute(query).fetchone() or (0, 0), form)
         except BaseException:
             self._let_go(staged)
             raise
@@ -219,7 +222,8 @@ class PostgresTarget:
                 detail=[f"rows {found.rows:,}, expected {expected.rows:,}; sums {found.total} and {expected.total}"],
                 hint="nothing was published; run again",
             )
-        return Proof(staged.asset, staged.load, "table" if staged.how == "position" else "transfer", found)
+        level: Level = "table" if staged.how == "position" else "counted" if staged.counted else "transfer"
+        return Proof(staged.asset, staged.load, level, found)
 
     def _keep_alive(self, staged: Staged) -> None:
         """Become the heartbeat of a stage that another process has closed."""

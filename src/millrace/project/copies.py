@@ -125,6 +125,8 @@ class TableOptions(FileOptions):
         soft_delete: a column or condition of the rows that the source marks as deleted: they leave the target.
         max_delete: share of the target's rows that one publish may delete.
         verify: how often an incremental table is compared with its source as a whole; 7 days by default.
+        proof: `rows`: every row is compared, the default; `count`: a load of all rows into a new table of a database,
+            or by mode truncate, only counts them.
         snapshot: `shared`: a run reads all tables of the file that say so from one snapshot of their database.
     """
 
@@ -146,6 +148,7 @@ class TableOptions(FileOptions):
     segment_rows: Positive | None = None
     verify: Annotated[Verify, BeforeValidator(_never, json_schema_input_type=Verify | Literal["never"])] | None = None
     snapshot: Literal["own", "shared"] | None = None
+    proof: Literal["rows", "count"] | None = None
     description: Text | None = None
     checks: CheckSet | None = None
     partitions: Annotated[Texts | None, BeforeValidator(_no_partitions)] = None

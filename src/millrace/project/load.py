@@ -433,6 +433,10 @@ def _table(
         at = (*path, "mode") if (*path, "mode") in document.values else ("defaults", "mode")
         hint = "copy into a schema of a connection, or let dbt keep snapshots in the warehouse"
         raise document.problem(f"table {name}: mode snapshot into the lake is not built yet", at, hint=hint)
+    if options.proof == "count" and target == "lake":
+        at = (*path, "proof") if (*path, "proof") in document.values else ("defaults", "proof")
+        hint = "leave proof out: a copy into the lake compares every row"
+        raise document.problem(f"table {name}: rows of the lake that are only counted are not built yet", at, hint=hint)
     if options.mode == "append" and options.soft_delete is not None:
         at = (*path, "soft_delete") if (*path, "soft_delete") in document.values else ("defaults", "soft_delete")
         raise document.problem(f"table {name} only appends, and soft_delete deletes", at, hint="mode: incremental")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from millrace.core.names import AssetId, TableRef
 from millrace.core.ports import Mode
@@ -60,6 +60,8 @@ class CopyOptions:
         verify: seconds within which every part of an incremental table is compared with its source, and a source of
             which only written rows are read is read whole; None: never.
         verify_all: compare all parts in this run.
+        proof: `rows`: every row is compared; `count`: where all rows are loaded anew, into a new table of PostgreSQL or
+            by mode truncate, they are only counted.
     """
 
     mode: Mode = "full"
@@ -83,6 +85,7 @@ class CopyOptions:
     type_changes: str = "freeze"
     verify: float | None = EVERY
     verify_all: bool = False
+    proof: Literal["rows", "count"] = "rows"
 
     @property
     def tracked(self) -> str | None:

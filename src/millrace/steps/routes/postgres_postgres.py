@@ -20,10 +20,11 @@ from typing import Any
 
 from psycopg import sql
 
-from millrace.core.digest import Digest
+from millrace.core.digest import COUNTED, Digest
 from millrace.core.plan import Freshness, Step
 from millrace.core.ports import Context, StageRequest
 from millrace.core.position import Cursor, Position, Whole
+from millrace.core.scrub import Scrub
 from millrace.core.segment import Segment
 from millrace.core.staged import Counts, Staged
 from millrace.errors import ProofFailed, UsageError
@@ -92,7 +93,8 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget, *, now
 
         def answer(is_fresh: bool, reason: str, moves: int | None = rows, more: str = "") -> Freshness:
             publishes = f"{PUBLISHES[look.how]} · {wire(look.source.columns)}"
-            return Freshness(is_fresh, reason, moves, publishes, PROVES[look.how] + more)
+            proves = "the number of rows; none is compared" if _counted(look) else PROVES[look.how]
+            return Freshness(is_fresh, reason, moves, publishes, proves + more)
 
         if look.entry is None or (reason := _why_all(look)):
             return answer(False, "never published" if look.entry is None else reason)
@@ -113,6 +115,8 @@ def _compared(look: Look) -> tuple[bool, str, int | None]:
     if look.how == "interval":
         ours, theirs = both_digests(look, [whole])
         return (True, "the interval is equal", 0) if ours == theirs else (False, "the interval differs", None)
+    if look.entry.level == "counted":
+        return False, "rows were counted, not compared", rows
     position = look.entry.position
     if not isinstance(position, Whole if look.spec.tracked is None else Cursor):
         return False, "the mode changed", rows
@@ -244,10 +248,13 @@ def _all(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
         ctx,
         look.spec.workers,
         new=look.how == "create" or bool(look.alter),
+        counted=_counted(look),
     )
     expected = relay.run(alone(segments))
-    whole = Digest.sum(expected.values(), look.schema.shape)
+    whole = Digest.sum(expected.values(), COUNTED if _counted(look) else look.schema.shape)
     _check_count(look, whole.rows)
+    if _counted(look):
+        ctx.report.note("rows counted, not compared")
     detail = {} if look.how == "create" else {"segments": [Segment.whole().to_json()], "whole": whole.to_json()}
     if look.how == "create" and look.base.relation is not None:
         opened.belongings = read_belongings(look.snap.connection, look.base.relation, look.source.names)
@@ -255,6 +262,12 @@ def _all(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
     if opened.left_out:
         ctx.report.note(f"left out: {', '.join(opened.left_out)}")
     return staged
+
+
+def _counted(look: Look) -> bool:
+    """Say whether rows are counted and not compared: only where all are loaded anew, and none is set aside."""
+    aside = bool(look.sieve) or look.held
+    return look.spec.proof == "count" and look.how in ("create", "truncate") and not aside
 
 
 def _parts(look: Look) -> list[Segment]:
@@ -348,12 +361,16 @@ def _position(look: Look, whole: Digest | None, ctx: Context, read: str | None =
         whole: digest of the whole source, where it is known.
         read: when all rows behind it were read; None: now.
     """
-    found = look.position(whole)
-    if isinstance(found, Whole) and look.spec.mode != "backfill":
-        return replace(found, read=read or moment(ctx.logical_time))
-    if not isinstance(found, Cursor) or look.spec.mode == "backfill":
+    now, counted = moment(ctx.logical_time), whole is not None and whole.shape == COUNTED
+    found = look.position(None if counted else whole)
+    if look.spec.mode == "backfill":
         return found
-    return replace(found, scrub=state_of(look.spec, look.since, moment(ctx.logical_time)))
+    if isinstance(found, Whole):
+        return found if counted else replace(found, read=read or now)
+    if not isinstance(found, Cursor):
+        return found
+    state = state_of(look.spec, look.since, now)
+    return replace(found, scrub=None if state is None else Scrub.whole(now, proven=False) if counted else state)
 
 
 def _position_only(look: Look, request: StageRequest, whole: Digest, ctx: Context) -> Staged | None:

@@ -38,6 +38,7 @@ class Relay:
         key: key columns, by which key segments are cut.
         workers: connections that copy at once.
         new: the stage is a new table, whose generated columns its server computes.
+        counted: rows are counted and not digested; nothing of an earlier attempt is kept then.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Relay:
         workers: int,
         *,
         new: bool = False,
+        counted: bool = False,
     ) -> None:
         self._reader = reader
         self._snap = snap
@@ -59,6 +61,7 @@ class Relay:
         self._stage = stage
         self._ctx = ctx
         self._workers = max(1, workers)
+        self._counts: dict[SegmentId, Digest] | None = {} if counted else None
         computed = stage.computed() if new and any(column.generated for column in source.columns) else frozenset()
         self._columns = tuple(column for column in source.columns if column.name not in computed)
         stage.left_out += [
@@ -87,7 +90,7 @@ class Relay:
             keep: parts that an earlier call has staged.
 
         Returns:
-            The source's digest of each part.
+            The source's digest of each part, or how many rows it was.
 
         Raises:
             Interrupted: the context said so; finished parts stay.
@@ -99,6 +102,8 @@ class Relay:
         self._ctx.report.total(sum(part.rows for part in todo) or None)
         waiting = deque(todo)
         missing = [part for part in parts if part.id not in digests]
+        if self._counts is not None:
+            digests, missing = self._counts, []
         if _few(parts, digests):
             self._digest(missing, digests)
             self._work(waiting, self._snap.connection)
@@ -135,7 +140,7 @@ class Relay:
         """Return the parts that need no copying; drop the others that lie there."""
         if self._stage.earlier is None:
             return set()
-        done = self._stage.done()
+        done = self._stage.done() if self._counts is None else {}
         again = [part for part in parts if part.id in done]
         self._digest([part for part in again if part.id not in digests], digests)
         kept = {part.id for part in again if digests[part.id] == done[part.id]}
@@ -168,7 +173,7 @@ class Relay:
                     return
                 rows = self._source.select([column.identifier for column in self._columns], part.predicate(self._key))
                 try:
-                    self._stage.copy(
+                    count = self._stage.copy(
                         part.id,
                         source,
                         copy_out(rows, binary=self._binary),
@@ -179,6 +184,8 @@ class Relay:
                         progress=self._progress,
                         stopping=self._stopping,
                     )
+                    if self._counts is not None:
+                        self._counts[part.id] = Digest.counted(count)
                 except Interrupted as error:
                     raise self._stopped() from error
 
