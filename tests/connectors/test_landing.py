@@ -348,6 +348,9 @@ def test_csv_with_another_delimiter_and_encoding(landing: Landing) -> None:
     landing.put("a.csv", "id;größe\n1;ß\n".encode("latin-1"))
     landing.run()
     assert landing.query("select id, _raw from bronze.clicks") == [("1", "1;ß")]
+    landing.options('delimiter: ";"', "encoding: latin-1", files="*.csv", columns="{ID: text}")
+    with pytest.raises(ContractBroken, match=r"the header of a\.csv has no column ID: did you mean id\?"):
+        landing.run()
 
 
 def test_what_was_taken_moves_to_the_archive(landing: Landing) -> None:

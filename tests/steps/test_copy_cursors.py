@@ -216,7 +216,7 @@ def test_case_20_a_changed_column_is_named(pair: Copy) -> None:
         pair.run()
     execute(target, "alter table t add extra int")
     assert counts(pair) == Counts(0, 101)  # though no row version is new: the default stands in the catalogue
-    assert pair.ctx.report.notes == ["the columns changed, so all was compared: 1 of 1 segments differ"]
+    assert pair.ctx.report.notes == ["the columns changed, so all was compared: 1 of 1 segments differs"]
     execute(source, "alter table t drop v", "alter table t add v text default 'again'")
     assert counts(pair.with_(full_refresh=True)) == Counts(0, 101)
     assert rows(source, "select id, v, extra from t order by 1") == rows(

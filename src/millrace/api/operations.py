@@ -148,10 +148,15 @@ class DatabaseOperations:
             described=found,
         )
 
-    def create_table_if_not_exists(self, target_table: str, source_schema: TableSchema) -> None:
-        """Make the target table with the source's columns and key; an existing one must fit them.
+    def create_table_if_not_exists(self, target_table: str, source_schema: TableSchema) -> tuple[str, ...]:
+        """Make the target table like the source's; an existing one must fit its columns.
+
+        As a copy does: with key, defaults, sequences, checks, unique constraints, indexes and comments.
 
         Not needed before a copy, which makes its table itself and publishes it whole.
+
+        Returns:
+            What the target cannot make, each with its server's reason; nothing for a table that is there.
 
         Raises:
             ContractBroken: the existing table does not fit; the error names the column and both types.
@@ -165,7 +170,7 @@ class DatabaseOperations:
                 hint="operations.create_table_if_not_exists(target, operations.get_table_schema(source))",
             )
         with self._measured("create_table_if_not_exists"):
-            create_missing_table(source_schema.described, self._target, target_table)
+            return create_missing_table(source_schema.described, self._target, target_table)
 
     def verify_data_integrity(
         self, source_table: str, target_table: str, primary_keys: Sequence[str], sample_size: int = 1000

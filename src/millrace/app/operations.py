@@ -85,8 +85,11 @@ def count_rows(text: str, table: str, where: str | None) -> int:
     return int(row[0]) if row else 0
 
 
-def create_missing_table(described: DescribedTable, text: str, table: str) -> None:
-    """Make a table with another's columns and key in one transaction, or see that the existing one fits.
+def create_missing_table(described: DescribedTable, text: str, table: str) -> tuple[str, ...]:
+    """Make a table like another, with what belongs to it, in one transaction, or see that the existing one fits.
+
+    Returns:
+        What the target cannot make, each with its server's reason.
 
     Raises:
         ContractBroken: it does not fit, or a type is missing.
@@ -94,8 +97,10 @@ def create_missing_table(described: DescribedTable, text: str, table: str) -> No
     """
     from psycopg import sql
 
+    from millrace.postgres.belongings import make_belongings, read_belongings
     from millrace.postgres.catalog import describe, exists
     from millrace.postgres.ddl import check_fit, create_table
+    from millrace.postgres.publish import rename_indexes
     from millrace.postgres.session import translated
     from millrace.postgres.target import PostgresTarget
     from millrace.postgres.usertypes import bring_types
@@ -111,7 +116,7 @@ def create_missing_table(described: DescribedTable, text: str, table: str) -> No
         place = TableRef(ref.schema or _first_schema(target), ref.name)
         if exists(target, place, label=database.label):
             check_fit(relation.columns, describe(target, place, label=database.label), label=database.label)
-            return
+            return ()
         asset = AssetId(place.schema or "", place.name)
         PostgresTarget(database, "target").check_rights(target, asset, "create")
         with translated(database.label, f"make {place}", connection=target, privilege="CREATE"), target.transaction():
@@ -122,6 +127,10 @@ def create_missing_table(described: DescribedTable, text: str, table: str) -> No
             if relation.primary_key:
                 names = sql.SQL(", ").join(map(sql.Identifier, relation.primary_key))
                 target.execute(sql.SQL("alter table {} add primary key ({})").format(identifier, names))
+            belongings = read_belongings(source, relation, [column.name for column in relation.columns])
+            made = make_belongings(target, place, belongings)
+            rename_indexes(target, asset.layer, made.names)
+    return tuple(made.left_out)
 
 
 def drop_leftovers(text: str) -> Sequence[str]:

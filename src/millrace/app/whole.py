@@ -283,13 +283,18 @@ def _tie(
     runtime: Runtime, chosen: Chosen, places: Mapping[TableRef, TableRef], *, wanted: bool
 ) -> tuple[int, list[tuple[ForeignKey, str]]]:
     """Make the foreign keys whose both ends are there now; returns how many, and the others with the reason."""
-    from millrace.postgres.inventory import make_foreign_key
+    from millrace.postgres.inventory import foreign_keys, make_foreign_key
 
-    if not wanted or not chosen.keys:
-        return 0, [(key, "not asked for") for key in chosen.keys]
+    if not chosen.keys:
+        return 0, []
     made, not_made = 0, []
     place = _target(runtime)
     with place.connect("foreign keys") as connection:
+        if not wanted:
+            found = foreign_keys(connection, set(places.values()), place.database.label)
+            there = {(key.ref, key.name) for key in found}
+            lacking = [key for key in chosen.keys if (places.get(key.ref), key.name) not in there]
+            return 0, [(key, "not asked for") for key in lacking]
         for key in chosen.keys:
             if key.ref not in places or key.other not in places:
                 missing = key.ref if key.ref not in places else key.other

@@ -82,7 +82,8 @@ def _print_end(outcome: WholeOutcome) -> None:
     unwanted = [key for key, why in outcome.not_made if why == "not asked for"]
     if unwanted:
         number = show.count(len(unwanted), "foreign key")
-        show.out(f" {number} of these tables: with --foreign-keys, those that the target lacks are made")
+        one = len(unwanted) == 1
+        show.out(f" {number} not in the target: --foreign-keys makes {'it' if one else 'them'}")
     failed = [(key, why) for key, why in outcome.not_made if why != "not asked for"]
     for key, why in failed[:NOT_MADE]:
         show.out(show.painted(f" foreign key {key.name} of {key.ref} not made: {why}", "yellow"))

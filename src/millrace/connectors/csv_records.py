@@ -169,6 +169,22 @@ def _parse(lines: Sequence[str], delimiter: str) -> tuple[list[str], str]:
     return (found[0], "") if len(found) == 1 else ([], "a quote ends in the middle of it")
 
 
+def check_names(names: Sequence[str], wanted: Sequence[str], file: LineFile) -> None:
+    """Refuse a header that has a wanted column only in other letters: it would be null without a word.
+
+    Raises:
+        ContractBroken: naming both.
+    """
+    for name in wanted:
+        near = [one for one in names if one.lower() == name.lower() and one not in wanted]
+        if name not in names and near:
+            raise ContractBroken(
+                f"the header of {file.found.name} has no column {name}: did you mean {near[0]}?",
+                where=str(file.found.path),
+                hint=f"write {near[0]} in columns: of the table, or correct the header",
+            )
+
+
 def columns_of(names: Sequence[str], wanted: Sequence[str], found: Sequence[Record]) -> list[list[str | None]]:
     """Return the wanted columns of some records; those that the header does not have are null."""
     places = {name: place for place, name in enumerate(names)}

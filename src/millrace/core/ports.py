@@ -117,6 +117,14 @@ class Target(Protocol):
         """
 
 
+@runtime_checkable
+class Versioned(Protocol):
+    """A target that keeps earlier loads of its assets and can tell them apart."""
+
+    def same_rows(self, asset: AssetId, then: int, now: int) -> bool:
+        """Say whether two loads hold the same rows: those between only moved a position or recorded a proof."""
+
+
 class Reporter(Protocol):
     """Where a step says how it goes; made by observe, shown by cli."""
 

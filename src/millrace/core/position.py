@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,11 @@ class Cursor:
     scrub: Scrub | None = None
     table: str | None = None
     traits: tuple[str, ...] | None = None
+
+    @property
+    def told(self) -> str:
+        """The value for people: of a time no fractions of a second."""
+        return re.sub(r"(?<=:\d\d)\.\d+", "", self.value or "")
 
     def to_json(self) -> dict[str, Any]:
         """Return the position as JSON types."""

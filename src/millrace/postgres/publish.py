@@ -170,16 +170,21 @@ def _create(connection: Connection, ledger: Ledger, staged: Staged) -> Applied:
     return replace(done, counts=Counts(inserted=done.rows), relation=relation if level == "table" else None)
 
 
-def _rename_parts(connection: Connection, relation: Relation, ref: TableRef, names: Sequence[Sequence[str]]) -> None:
-    """Give indexes the source's names, and the key's and the sequences those that PostgreSQL would have given them."""
-    schema = ref.schema or ""
-    keys = [(index.name, cut(ref.name, "_pkey")) for index in relation.indexes if index.primary]
-    for name, wanted in [*keys, *names]:
+def rename_indexes(connection: Connection, schema: str, names: Sequence[Sequence[str]]) -> None:
+    """Give indexes the names that they are to have, or the next that are free."""
+    for name, wanted in names:
         connection.execute(
             sql.SQL("alter index {} rename to {}").format(
                 sql.Identifier(schema, name), sql.Identifier(free(connection, schema, wanted))
             )
         )
+
+
+def _rename_parts(connection: Connection, relation: Relation, ref: TableRef, names: Sequence[Sequence[str]]) -> None:
+    """Give indexes the source's names, and the key's and the sequences those that PostgreSQL would have given them."""
+    schema = ref.schema or ""
+    keys = [(index.name, cut(ref.name, "_pkey")) for index in relation.indexes if index.primary]
+    rename_indexes(connection, schema, [*keys, *names])
     for column in relation.columns:
         if not column.identity and not (column.default or "").startswith("nextval("):
             continue

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from millrace.core.names import AssetId
 from millrace.core.plan import Freshness, Step
-from millrace.core.ports import Context, Target
+from millrace.core.ports import Context, Versioned
 from millrace.core.staged import LedgerEntry, Staged
 from millrace.errors import NotFound
 from millrace.planner import freshness
@@ -23,20 +23,19 @@ def pinned(step: Step, ctx: Context) -> dict[str, int]:
     return found
 
 
-def settled(entry: LedgerEntry | None, versions: Mapping[str, int], lake: Target | None) -> dict[str, int]:
+def settled(entry: LedgerEntry | None, versions: Mapping[str, int], lake: object) -> dict[str, int]:
     """Return versions of inputs, those that only moved a position or recorded a proof taken as the one that was read.
 
     Args:
         entry: what was made of the inputs.
         versions: their versions now.
-        lake: where such inputs live.
+        lake: the target where such inputs live; only a `Versioned` one can tell.
     """
     found = dict(versions)
-    same_rows = getattr(lake, "same_rows", None)
-    if entry is None or same_rows is None:
+    if entry is None or not isinstance(lake, Versioned):
         return found
     for name, then in entry.inputs.items():
-        if found.get(name, then) > then and same_rows(AssetId.parse(name), then, found[name]):
+        if found.get(name, then) > then and lake.same_rows(AssetId.parse(name), then, found[name]):
             found[name] = then
     return found
 

@@ -156,11 +156,12 @@ class Load:
     def _records(self, file: LineFile) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
-        from millrace.connectors.csv_records import columns_of, numbers_of, records
+        from millrace.connectors.csv_records import check_names, columns_of, numbers_of, records
         from millrace.connectors.lines import Piece
 
         wanted = [name for name in self.schema.names if name not in (FILE, LINE, RAW)]
         for names, found in records(file, self.files.delimiter):
+            check_names(names, wanted, file)
             columns = [pa.array(values, pa.string()) for values in columns_of(names, wanted, found)]
             raw = pa.array([record.text for record in found], pa.string())
             yield self._batch(columns, file, Piece(numbers_of(found), raw))

@@ -136,7 +136,7 @@ def _look(
     if not isinstance(since, Cursor) or since.column != spec.tracked:
         return replace(work, reason="the cursor changed")
     changes = reader.changes(source, since, snap)
-    return replace(work, source=changes, how="upsert", since=since, reason=f"rows since {since.value}")
+    return replace(work, source=changes, how="upsert", since=since, reason=f"rows since {since.told}")
 
 
 def _same_columns(old: Schema, new: Schema) -> bool:
@@ -177,7 +177,7 @@ def fresh(
             known = -1 if work.entry is None else work.entry.rows
             due, said = said_due(spec, work.since, work.base, work.schema.key, snap, known, now)
             if found == work.since.tail and not due:
-                since = f" since {work.since.value}" if work.since.value is not None else ""
+                since = f" since {work.since.told}" if work.since.value is not None else ""
                 return Freshness(True, f"nothing changed{since}", 0)
             if found == work.since.tail:
                 return Freshness(False, f"{said} is due", 0, PUBLISHES[work.how], proves)

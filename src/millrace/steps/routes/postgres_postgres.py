@@ -103,7 +103,7 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget, *, now
             due, said = said_due(spec, look.since, look.base, look.key, look.snap, rows_of(look), now)
             if found == look.since.tail:
                 return answer(False, f"{said} is due", 0) if due else answer(True, "nothing changed", 0)
-            return answer(False, f"since {look.since.value}", moves, f" · {said}" if said else "")
+            return answer(False, f"since {look.since.told}", moves, f" · {said}" if said else "")
         return answer(*_compared(look))
 
 
@@ -317,7 +317,8 @@ def _differing(look: Look, opened: PostgresStage, request: StageRequest, ctx: Co
         return None
     if not different:
         return _position_only(look, request, whole, ctx)
-    ctx.report.note(look.compared(f"{len(different)} of {len(segments)} segments differ"))
+    word = "differs" if len(different) == 1 else "differ"
+    ctx.report.note(look.compared(f"{len(different)} of {len(segments)} segments {word}"))
     relay = Relay(look.reader, look.snap, look.source, look.key, opened, ctx, look.spec.workers)
     parts = gathered(different, look.spec.segment_rows, look.spec.workers)
     form = look.schema.shape
