@@ -9,10 +9,13 @@ import pytest
 from doors import execute, leftovers, rows
 
 from millrace.app import open_house
+from millrace.app.quarantine import drop, entries, held, replay
+from millrace.cli.main import main
 from millrace.core.names import AssetId
 from millrace.core.staged import LedgerEntry
 from millrace.engine.records import RunResult
 from millrace.engine.session import RunOptions
+from millrace.errors import UsageError
 
 pytestmark = pytest.mark.servers
 
@@ -126,6 +129,20 @@ def shop(db15: str, other18: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     execute(other18, "drop owned by reports_reader", "drop role reports_reader")
 
 
+@pytest.fixture
+def millrace(shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    monkeypatch.chdir(shop.folder)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["millrace", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out + said.err
+
+    return run
+
+
 @pytest.mark.parametrize("mode", ["full", "incremental", "append", "truncate"])
 def test_bad_rows_are_set_aside(shop: Shop, mode: str) -> None:
     shop.copies(mode)
@@ -167,3 +184,56 @@ def test_bad_rows_are_set_aside(shop: Shop, mode: str) -> None:
         ) == [(True, True)]
     assert shop.run()["copy:raw.orders"].status == "fresh"
     assert leftovers(shop.target) == []
+
+
+def test_entries_are_replayed_and_dropped(shop: Shop, millrace: Any) -> None:
+    shop.copies("full")
+    shop.good()
+    code, text = millrace("quarantine", "replay", "raw.orders", "--set", "amount=7")
+    assert code == 1
+    assert "nothing of raw.orders was replayed: 2 rows still break the contract" in text
+    assert "status is lost, must be paid, open" in text
+    with open_house(shop.folder) as house:
+        (waiting,) = (one for one in entries(house, ORDERS) if one.key["order_id"] == "17")
+        result = replay(house, ORDERS, [waiting.id[:6]], {"amount": "7.50", "status": "paid"})
+        assert result.errors == ()
+        (entry,) = result.steps[0].entries
+        assert (entry.rows, entry.quarantined, entry.level) == (1999, 1, "table")
+        with pytest.raises(UsageError, match="is replayed already"):
+            raise replay(house, ORDERS, [waiting.id], {}).errors[0]
+        with pytest.raises(UsageError, match="does not fit its column"):
+            raise replay(house, ORDERS, [], {"amount": "much"}).errors[0]
+    found = rows(shop.target, "select amount::text, twice::text, status from raw.orders where order_id = 17")
+    assert found == [("7.50", "15.00", "paid ")]
+    shop.sums()
+    assert shop.run()["copy:raw.orders"].status == "fresh", "the source's bad row undoes nothing"
+    shop.touch("amount = 1", "order_id = 3")
+    assert shop.good() is not None
+    assert (shop.statuses(), len(shop.ids())) == ({"17": "replayed", "40": "open"}, 1999)
+    shop.good(full_refresh=True)
+    assert rows(shop.target, "select amount::text from raw.orders where order_id = 17") == [("7.50",)]
+    with open_house(shop.folder) as house:
+        assert drop(house, ORDERS, []).errors == ()
+        (sums,) = held(house)
+        assert sums.to_json() | {"since": None} == {
+            "asset": "raw.orders", "open": 0, "replayed": 1, "dropped": 1, "since": None, "reasons": {},
+            "source_rows": 2000, "source_compared": True, "asset_rows": 1999, "digests_agree": True,
+        }  # fmt: skip
+    text = "".join(millrace("quarantine", *told)[1] for told in (["list"], ["show", "raw.orders", waiting.id]))
+    assert "source 2,000 rows = 1,999 in raw.orders (1 mended) + 0 in quarantine + 1 dropped (digests agree)" in text
+    assert "7.50" in text
+    assert millrace("verify", "raw.orders")[0] == 0
+    # stricter rules open a fix again; rules that all rows hold bring them back
+    text = (shop.folder / "copies/shop_db.yaml").read_text()
+    shop.write("copies/shop_db.yaml", text.replace("[0, 1000000]", "[8, 1000000]"))
+    shop.good()
+    assert shop.statuses() == {"17": "open", "40": "dropped", **dict.fromkeys(map(str, (1, 2, 3, 4, 5, 6, 7)), "open")}
+    shop.write(
+        "copies/shop_db.yaml", text.replace("[0, 1000000]", "[-100, 1000000]").replace("paid, open", "paid, lost")
+    )
+    shop.good()
+    assert (shop.statuses(), len(shop.ids())) == ({"40": "dropped"}, 1999)
+    shop.sums()
+    shop.touch("customer = 'x'", "order_id = 40")
+    shop.good()
+    assert (shop.statuses(), shop.ids()) == ({}, ALL)

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from millrace.app.house import House
+from millrace.app.runtime import CONNECTION
 from millrace.core.names import AssetId
 from millrace.core.plan import Plan, Step
 from millrace.errors import NotFound, UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from millrace.core.ports import Target
     from millrace.core.quarantine import Balance, Entry
     from millrace.engine.records import RunResult
     from millrace.lake.target import LakeTarget
@@ -54,28 +56,50 @@ def held(house: House, asset: AssetId | None = None) -> list[Held]:
 
     Raises:
         NotFound: no step makes the asset, or it was never published.
-        UsageError: it does not live in the lake.
+        UsageError: it has no quarantine.
     """
     if asset is not None:
-        _step(house, asset)
-        return [_held(_lake(house), asset)]
-    if "lake" not in house.runtime.targets:
-        return []
-    lake = _lake(house)
-    assets = [asset for step in house.whole.steps if step.target == "lake" for asset in step.assets]
-    published = [asset for asset in assets if lake.ledger(asset) is not None]
-    return [found for found in (_held(lake, asset) for asset in published) if sum(_counts(found.balance))]
+        return [_held(house, _step(house, asset), asset)]
+    made = [(step, asset) for step in house.whole.steps if _keeps(step) for asset in step.assets]
+    published = [(step, asset) for step, asset in made if house.runtime.target(step.target).ledger(asset) is not None]
+    return [found for found in (_held(house, *one) for one in published) if sum(_counts(found.balance))]
 
 
 def _counts(balance: Balance) -> tuple[int, int, int]:
     return balance.open, balance.replayed, balance.dropped
 
 
-def _held(lake: LakeTarget, asset: AssetId) -> Held:
-    waiting = [entry for entry in lake.entries(asset) if entry.status == "open"]
+def _held(house: House, step: Step, asset: AssetId) -> Held:
+    waiting = [entry for entry in _entries(house, step, asset) if entry.status == "open"]
     since = min((entry.since for entry in waiting), default=None)
     reasons = Counter(entry.rule or entry.reason for entry in waiting)
-    return Held(asset, lake.balance(asset), None if since is None else since.isoformat(), dict(reasons.most_common()))
+    sums = _balance(house, step, asset)
+    return Held(asset, sums, None if since is None else since.isoformat(), dict(reasons.most_common()))
+
+
+def _entries(house: House, step: Step, asset: AssetId) -> list[Entry]:
+    target = house.runtime.target(step.target)
+    if step.target != "lake":
+        from millrace.postgres.target import PostgresTarget
+        from millrace.steps import postgres_quarantine
+
+        assert isinstance(target, PostgresTarget)  # noqa: S101 - see _keeps
+        return postgres_quarantine.entries(target, asset)
+    return _lake(target).entries(asset)
+
+
+def _balance(house: House, step: Step, asset: AssetId) -> Balance:
+    target = house.runtime.target(step.target)
+    if step.target != "lake":
+        from millrace.postgres.target import PostgresTarget
+        from millrace.steps import postgres_quarantine
+
+        assert isinstance(target, PostgresTarget)  # noqa: S101 - see _keeps
+        entry = target.ledger(asset)
+        if entry is None:
+            raise NotFound(f"{asset} was never published", hint="see: millrace status")
+        return postgres_quarantine.balance(target, asset, entry)
+    return _lake(target).balance(asset)
 
 
 def entries(house: House, asset: AssetId, entry: str | None = None) -> list[Entry]:
@@ -83,10 +107,10 @@ def entries(house: House, asset: AssetId, entry: str | None = None) -> list[Entr
 
     Raises:
         NotFound: no such asset or entry.
-        UsageError: the asset does not live in the lake.
+        UsageError: the asset has no quarantine.
     """
-    _step(house, asset)
-    found = [one for one in _lake(house).entries(asset) if one.id.startswith(entry or "")]
+    step = _step(house, asset)
+    found = [one for one in _entries(house, step, asset) if one.id.startswith(entry or "")]
     if entry is not None and not found:
         hint = f"see: millrace quarantine show {asset}"
         raise NotFound(f"{entry} is no entry of the quarantine of {asset}", hint=hint)
@@ -121,7 +145,7 @@ def drop(house: House, asset: AssetId, ids: Sequence[str]) -> RunResult:
 
     Args:
         house: the project.
-        asset: of the lake.
+        asset: of the lake, or a table of a database.
         ids: of open entries, or their beginnings; none: all open ones.
 
     Raises:
@@ -137,20 +161,24 @@ def _run(house: House, step: Step, asked: Mapping[str, Any]) -> RunResult:
     return house.run(Plan((load,)), show_as="silent")
 
 
-def _lake(house: House) -> LakeTarget:
+def _lake(target: Target) -> LakeTarget:
     from millrace.lake.target import LakeTarget
 
-    lake = house.runtime.target("lake")
-    assert isinstance(lake, LakeTarget)  # noqa: S101 - wired in house
-    return lake
+    assert isinstance(target, LakeTarget)  # noqa: S101 - wired in house
+    return target
+
+
+def _keeps(step: Step) -> bool:
+    """Say whether a step's target keeps rows in quarantine: the lake, and databases that tables are copied into."""
+    return step.target == "lake" or (step.kind == "copy" and step.target.startswith(CONNECTION))
 
 
 def _step(house: House, asset: AssetId) -> Step:
-    """Return the step that makes an asset of the lake. Raises NotFound, UsageError."""
+    """Return the step that makes an asset which may have a quarantine. Raises NotFound, UsageError."""
     found = next((step for step in house.whole.steps if asset in step.assets), None)
     if found is None:
-        known = [str(one) for step in house.whole.steps if step.target == "lake" for one in step.assets]
+        known = [str(one) for step in house.whole.steps if _keeps(step) for one in step.assets]
         raise NotFound(f"nothing makes {asset}", hint=did_you_mean(str(asset), known) or "see: millrace status")
-    if found.target != "lake":
-        raise UsageError(f"{asset} does not live in the lake, so it has no quarantine")
+    if not _keeps(found):
+        raise UsageError(f"{asset} is neither in the lake nor copied into a database, so it has no quarantine")
     return found

@@ -26,7 +26,7 @@ commands = typer.Typer(
 )
 app.add_typer(commands)
 
-Asset = Annotated[str, typer.Argument(metavar="ASSET", help="An asset of the lake: bronze.orders.")]
+Asset = Annotated[str, typer.Argument(metavar="ASSET", help="An asset: bronze.orders, or a table: raw.orders.")]
 Entries = Annotated[list[str] | None, typer.Argument(metavar="[ENTRY]", help="Ids of entries, or their beginnings.")]
 VALUE = 60  # characters of a value in a list
 

@@ -43,7 +43,8 @@ create table {schema}.segment (
 QUARANTINE: LiteralString = """
 create table if not exists {schema}.quarantine (
     layer text not null, name text not null, entry text not null, status text not null,
-    rule text not null, about text not null, reason text not null, key text[] not null, digest bigint not null,
+    rule text not null, about text not null, reason text not null,
+    columns text[] not null, keys text[] not null, key text[] not null, digest bigint not null,
     row jsonb not null, fix jsonb, source text, bytes bytea,
     since timestamptz not null, run text not null, load bigint not null, settled timestamptz,
     primary key (layer, name, entry));

@@ -59,7 +59,11 @@ def preview(connection: Connection, ledger: Ledger, staged: Staged) -> Preview:
         columns = there.pick(names)
         store = Store(connection, ledger, staged.asset, columns, there.pick(keys))
         where = CURRENT if staged.detail.get("versions") else sql.SQL("true")
-        return Preview(_select(columns, there.identifier, where), columns, None, store)
+        rows = _select(columns, there.identifier, where)
+        fixes = [fix for fix in staged.detail.get("entries", {}).get("changed", {}).values() if fix is not None]
+        if fixes:
+            rows = sql.SQL("{} union all {}").format(rows, store.given(fixes))
+        return Preview(rows, columns, None, store)
     stage = staged_relation(connection, ledger, staged)
     columns, key = stage.pick(names), stage.pick(keys)
     store = Store(connection, ledger, staged.asset, columns, key)
@@ -77,7 +81,7 @@ def preview(connection: Connection, ledger: Ledger, staged: Staged) -> Preview:
         alive, good = both(alive, known) or alive, both(good, known) or good
     parts = [_select(columns, sql.SQL("{} s").format(stage.identifier), good or alive)]
     if rules and not store.empty:
-        parts.append(store.kept_fixes(stage.identifier))
+        parts.append(store.kept_fixes(stage.identifier, rules))
     gone = _gone(staged, columns, key)
     if staged.how not in ("create", "truncate") and gone is not None and staged.detail.get("fits") is not None:
         there = describe(connection, place, label=ledger.label)

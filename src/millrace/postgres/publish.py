@@ -209,8 +209,16 @@ def _position(connection: Connection, ledger: Ledger, staged: Staged) -> Applied
         raise SeqMoved(f"{relation.ref} was altered since it was compared", where=str(relation.ref), hint="run again")
     whole = staged.whole()
     columns, key = relation.pick(staged.schema.names), relation.pick(staged.schema.key)
-    done = Applied(Counts(), staged.detail["level"], whole, whole.rows if staged.detail["level"] == "table" else -1)
-    return _less(done, Store(connection, ledger, staged.asset, columns, key))
+    store = Store(connection, ledger, staged.asset, columns, key)
+    counts = Counts()
+    if asked := staged.detail.get("entries"):  # rows in quarantine that are replayed or dropped
+        if asked["status"] == "replayed":
+            connection.execute(sql.SQL("lock table {} in share row exclusive mode").format(relation.identifier))
+            counts = Counts(inserted=store.replay(asked["changed"], staged.load, relation.identifier))
+        else:
+            store.mark(asked["changed"], asked["status"], staged.load)
+    done = Applied(counts, staged.detail["level"], whole, whole.rows if staged.detail["level"] == "table" else -1)
+    return _less(done, store)
 
 
 def commit(connection: Connection) -> None:

@@ -8,6 +8,7 @@ and the rows in quarantine.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from millrace.core.names import AssetId
 from millrace.core.quarantine import STATUSES, Entry
 from millrace.core.staged import Staged
 from millrace.errors import ProofFailed
-from millrace.postgres.catalog import PgColumn
+from millrace.postgres.catalog import PgColumn, Relation
 from millrace.postgres.ddl import named, type_of
 from millrace.postgres.digest import digest_of, digest_query, row_hash, shape
 from millrace.postgres.ledger import QUARANTINE, Ledger
@@ -71,6 +72,12 @@ def broken(rules: Sequence[Bad], *, but: sql.Composable | None = None) -> sql.Co
     return found if but is None else sql.SQL("{} and not coalesce({}, false)").format(found, but)
 
 
+def _reasons(rules: Sequence[Bad]) -> sql.Composable:
+    """Return the text expression of why a row is bad; empty where it is not."""
+    parts = (sql.SQL("case when {} then {} end").format(_said(rule.broken), _said(rule.reason)) for rule in rules)
+    return sql.SQL("pg_catalog.concat_ws('; ', {})").format(sql.SQL(", ").join(parts))
+
+
 def _said(text: str) -> sql.Composable:
     """Return a rule's SQL, which `steps` has written from parsed expressions."""
     return sql.SQL(text)
@@ -91,14 +98,14 @@ class Kept:
     ) -> None:
         self._ledger = ledger
         self._asset = asset
-        self._columns = tuple(columns)
-        self._key = tuple(key)
+        self.columns = tuple(columns)
+        self.key = tuple(key)
 
     def everything(self, table: sql.Composable) -> sql.Composable:
         """Return the table's rows as the source has them, as they stand in FROM before an alias."""
-        names = sql.SQL(", ").join(sql.SQL("t.{0}").format(column.identifier) for column in self._columns)
+        names = sql.SQL(", ").join(sql.SQL("t.{0}").format(column.identifier) for column in self.columns)
         same = sql.SQL(" and ").join(
-            sql.SQL("{} = t.{}").format(_value(column, "row"), column.identifier) for column in self._key
+            sql.SQL("{} = t.{}").format(_value(column, "row"), column.identifier) for column in self.key
         )
         return sql.SQL(
             "(select {names} from {table} t where not exists (select from {rows} e where {mine} and status = 'replayed'"
@@ -118,9 +125,16 @@ class Kept:
         `more` of an entry's own columns stand first, their names after `OWN`.
         """
         values = [sql.SQL("e.{} as {}").format(sql.Identifier(one), sql.Identifier(OWN + one)) for one in more]
-        values += [sql.SQL("{} as {}").format(_value(column, what), column.identifier) for column in self._columns]
+        values += [sql.SQL("{} as {}").format(_value(column, what), column.identifier) for column in self.columns]
         return sql.SQL("select {} from {} e where {} and {}").format(
             sql.SQL(", ").join(values), self._rows, self._mine, where
+        )
+
+    def given(self, fixes: Sequence[Mapping[str, str | None]]) -> sql.Composable:
+        """Return the query of fixed rows that are in no entry yet."""
+        values = [sql.SQL("{} as {}").format(_value(column, "fix"), column.identifier) for column in self.columns]
+        return sql.SQL("select {} from pg_catalog.jsonb_array_elements({}::pg_catalog.jsonb) as e(fix)").format(
+            sql.SQL(", ").join(values), sql.Literal(json.dumps(list(fixes)))
         )
 
     @property
@@ -176,8 +190,17 @@ class Store(Kept):
         )
 
     def _digest(self, query: sql.Composable) -> Digest:
-        text = digest_query(sql.SQL("({}) as t").format(query), self._columns)
-        return digest_of(self._connection.execute(text).fetchone() or (0, 0), shape(self._columns))
+        text = digest_query(sql.SQL("({}) as t").format(query), self.columns)
+        return digest_of(self._connection.execute(text).fetchone() or (0, 0), shape(self.columns))
+
+    def names(self) -> tuple[list[str], list[str]]:
+        """Return the names of the columns that entries have, in the digest's order, and those of the key."""
+        query = self._ledger.sql(
+            "select columns, keys from {quarantine} where layer = %s and name = %s"
+            " order by pg_catalog.cardinality(columns) desc limit 1"
+        )
+        row = self._connection.execute(query, self._place).fetchone()
+        return row or ([], [])
 
     def entries(self) -> list[Entry]:
         """Return the entries, the oldest first."""
@@ -198,14 +221,14 @@ class Store(Kept):
                     rule=rule,
                     column=about,
                     reason=reason,
-                    key=dict(zip((column.name for column in self._key), key, strict=True)),
+                    key=dict(zip((column.name for column in self.key), key, strict=True)),
                     digest=str(digest),
                     source=source,
                     since=since,
                     run=run,
-                    row=_ordered(row, self._columns),
+                    row=_ordered(row, self.columns),
                     bytes=data,
-                    fix=None if fix is None else _ordered(fix, self._columns),
+                    fix=None if fix is None else _ordered(fix, self.columns),
                 )
             )
         return found
@@ -235,19 +258,19 @@ class Store(Kept):
                 self._rows,
                 self._mine,
                 sql.SQL("true") if again else sql.SQL("e.status <> 'open'"),
-                _texts(self._key, "r"),
-                _object(self._columns, "r"),
+                _texts(self.key, "r"),
+                _object(self.columns, "r"),
             )
         query = sql.SQL("select pg_catalog.count(*), pg_catalog.count(*) filter (where {}) from ({}) r")
         found = self._connection.execute(query.format(bad, rows)).fetchone() or (0, 0)
         return int(found[0]), int(found[1])
 
-    def kept_fixes(self, stage: sql.Composable) -> sql.Composable:
+    def kept_fixes(self, stage: sql.Composable, rules: Sequence[Bad]) -> sql.Composable:
         """Return the query of the fixed rows that a publish puts in the place of bad rows of a stage."""
         same = sql.SQL("status = 'replayed' and exists (select from {} s where e.key = {} and {} @> e.row)").format(
-            stage, _texts(self._key, "s"), _object(self._columns, "s")
+            stage, _texts(self.key, "s"), _object(self.columns, "s")
         )
-        return self.typed("fix", same)
+        return sql.SQL("select * from ({}) f where not {}").format(self.typed("fix", same), broken(rules))
 
     # publishing
 
@@ -300,7 +323,7 @@ class Store(Kept):
 
     def put(self, table: sql.Composable, where: sql.Composable) -> int:
         """Insert the fixed rows of replayed entries into a table or stage; return how many."""
-        plain = [column.identifier for column in self._columns if not column.generated]
+        plain = [column.identifier for column in self.columns if not column.generated]
         names = sql.SQL(", ").join(plain)
         return self._run(
             sql.SQL("insert into {} ({names}) overriding system value select {names} from ({}) f").format(
@@ -322,13 +345,77 @@ class Store(Kept):
             done += self._connection.execute(statement, values).rowcount
         return done
 
+    def replay(self, changed: Mapping[str, Mapping[str, str | None] | None], load: int, table: sql.Composable) -> int:
+        """Put fixed rows into the table, and keep them as they stand there; return how many.
+
+        Raises:
+            ProofFailed: they do not stand there as they were put.
+        """
+        if self.mark(changed, "replayed", load) != len(changed):
+            raise ProofFailed(f"entries of {self._asset} were changed by someone else", hint="nothing was changed")
+        mine = sql.SQL("status = 'replayed' and load = {}").format(sql.Literal(load))
+        fixes = self.typed("fix", mine)
+        self._run(sql.SQL("delete from {} t using ({}) b where {}").format(table, fixes, self._same("b", "t")))
+        count = self.put(table, mine)
+        plain = [column for column in self.columns if not column.generated]
+        there = sql.SQL("(select t.* from {} t join ({}) f on {})").format(table, fixes, self._same("f", "t"))
+        wanted, found = (
+            self._connection.execute(digest_query(sql.SQL("{} as d").format(rows), plain)).fetchone()
+            for rows in (sql.SQL("({})").format(fixes), there)
+        )
+        if wanted != found:
+            raise ProofFailed(
+                f"rows of {self._asset} were not replayed: they would not stand in the table as they were mended",
+                hint="one of its triggers changes rows",
+            )
+        key = sql.SQL(" and ").join(
+            sql.SQL("{} = t.{}").format(_value(column, "fix"), column.identifier) for column in self.key
+        )
+        fixed = sql.SQL("(select {} from {} t where {})").format(_object(self.columns, "t"), table, key)
+        self._run(sql.SQL("update {} e set fix = {} where {} and {}").format(self._rows, fixed, self._mine, mine))
+        return count
+
+    def trial(self, relation: Relation) -> sql.Composable:
+        """Make a temporary table like the target's, with its constraints and generated columns; return it."""
+        place = sql.Identifier("pg_temp", "millrace_trial")
+        self._run(
+            sql.SQL(
+                "create temporary table millrace_trial (like {} including generated including constraints)"
+                " on commit drop"
+            ).format(relation.identifier)
+        )
+        return place
+
+    def tried(
+        self, trial: sql.Composable, row: Mapping[str, Any], rules: Sequence[Bad]
+    ) -> tuple[dict[str, str | None], str]:
+        """Put a row of texts into a trial table; return it as the table has it, and what it breaks.
+
+        Raises:
+            psycopg.DataError, psycopg.IntegrityError: it does not fit; the transaction goes on.
+        """
+        plain = [column for column in self.columns if not column.generated]
+        names = sql.SQL(", ").join(column.identifier for column in plain)
+        values = sql.SQL(", ").join(
+            sql.SQL("{}::{}").format(sql.Literal(row[column.name]), type_of(column, named(column)[0]))
+            for column in plain
+        )
+        why = _reasons(rules) if rules else sql.SQL("''")
+        with self._connection.transaction():
+            self._run(sql.SQL("delete from {}").format(trial))
+            self._run(sql.SQL("insert into {} ({}) overriding system value values ({})").format(trial, names, values))
+            found = self._connection.execute(
+                sql.SQL("select {}, {} from {}").format(_object(self.columns), why, trial)
+            ).fetchone()
+        return (found[0], found[1]) if found else ({}, "")
+
     def _run(self, text: sql.Composed) -> int:
         return self._connection.execute(text).rowcount
 
     def _same(self, one: str, other: str) -> sql.Composable:
         return sql.SQL(" and ").join(
             sql.SQL("{}.{key} = {}.{key}").format(sql.SQL(one), sql.SQL(other), key=column.identifier)
-            for column in self._key
+            for column in self.key
         )
 
     def _of(self, staged: Staged) -> sql.Composable:
@@ -347,8 +434,7 @@ class Store(Kept):
             )
             return sql.SQL("case {} end").format(sql.SQL(" ").join(cases))
 
-        reasons = (sql.SQL("case when {} then {} end").format(_said(rule.broken), _said(rule.reason)) for rule in rules)
-        key, digest = _texts(self._key), row_hash(self._columns)
+        key, digest = _texts(self.key), row_hash(self.columns)
         entry = sql.SQL(
             "{} || pg_catalog.left(pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to("
             "pg_catalog.jsonb_build_array({}, {}, {})::pg_catalog.text, 'UTF8')), 'hex'), 12)"
@@ -356,9 +442,9 @@ class Store(Kept):
         moved = self._run(
             sql.SQL(
                 "insert into {rows}"
-                " (layer, name, entry, status, rule, about, reason, key, digest, row, since, run, load)"
-                " select {layer}, {name}, {entry}, 'open', {rule}, {about}, {reason}, {key}, {digest}, {row},"
-                " pg_catalog.now(), {run}, {load} from {stage} where {bad}"
+                " (layer, name, entry, status, rule, about, reason, columns, keys, key, digest, row, since, run, load)"
+                " select {layer}, {name}, {entry}, 'open', {rule}, {about}, {reason}, {columns}, {keys}, {key},"
+                " {digest}, {row}, pg_catalog.now(), {run}, {load} from {stage} where {bad}"
             ).format(
                 rows=self._rows,
                 layer=sql.Literal(self._asset.layer),
@@ -366,10 +452,12 @@ class Store(Kept):
                 entry=entry,
                 rule=first([rule.rule for rule in rules]),
                 about=first([rule.column for rule in rules]),
-                reason=sql.SQL("pg_catalog.concat_ws('; ', {})").format(sql.SQL(", ").join(reasons)),
+                reason=_reasons(rules),
+                columns=sql.Literal([column.name for column in self.columns]),
+                keys=sql.Literal([column.name for column in self.key]),
                 key=key,
                 digest=digest,
-                row=_object(self._columns),
+                row=_object(self.columns),
                 run=sql.Literal(staged.run),
                 load=sql.Literal(staged.load),
                 stage=stage,
@@ -398,7 +486,7 @@ class Store(Kept):
             sql.SQL(
                 "exists (select from {} n where n.layer = e.layer and n.name = e.name and {} and n.key = e.key)"
             ).format(self._rows, is_new),
-            sql.SQL("e.key in (select {} from {})").format(_texts(self._key), stage),
+            sql.SQL("e.key in (select {} from {})").format(_texts(self.key), stage),
             sql.SQL("e.entry in (select {} from ({}) k where {})").format(
                 _ENTRY, self.typed("row", sql.SQL("true"), "entry"), within if within is not None else sql.SQL("true")
             ),
@@ -426,7 +514,7 @@ class Store(Kept):
         """Read the rows that a load moved back from their texts, and compare their hashes. Raises ProofFailed."""
         rows = self.typed("row", self._of(staged), "digest")
         query = sql.SQL("select pg_catalog.count(*) from ({}) r where {} <> {}").format(
-            rows, row_hash(self._columns), sql.Identifier(OWN + "digest")
+            rows, row_hash(self.columns), sql.Identifier(OWN + "digest")
         )
         found = self._connection.execute(query).fetchone()
         if found is not None and found[0]:

@@ -21,13 +21,16 @@ from millrace.core.schema import Column, Kind, Schema
 from millrace.core.segment import Segment
 from millrace.core.staged import LedgerEntry, Proof, Staged
 from millrace.duck import engine
-from millrace.errors import ContractBroken, NotFound, UsageError, did_you_mean
+from millrace.errors import UsageError
 from millrace.lake import quarantine
 from millrace.lake.quarantine import BYTES, ENTRY, FIX, REASON, RULE, STATUS, UNFIT, UNREAD
 from millrace.lake.table import arrow_type
 from millrace.lake.target import LakeTarget
+from millrace.postgres.target import PostgresTarget
 from millrace.quality.gate import reason
+from millrace.steps import postgres_checks, postgres_quarantine
 from millrace.steps.checking import check_lake_stage
+from millrace.steps.entries import check_set, chosen, nothing_holds, nothing_there
 from millrace.steps.resources import Resources
 from millrace.steps.sieve import sieve_of
 
@@ -87,21 +90,27 @@ class QuarantineStep:
             UsageError: an entry is not open, or a value does not fit its column.
             ContractBroken: none of the rows holds the rules.
         """
-        lake = ctx.target(step.target)
-        assert isinstance(lake, LakeTarget)  # noqa: S101 - the command names it
         (asset,) = step.assets
+        lake = ctx.target(step.target)
+        if isinstance(lake, PostgresTarget):
+            return (postgres_quarantine.stage(lake, asset, step, ctx),)
+        assert isinstance(lake, LakeTarget)  # noqa: S101 - the command names it
         entry = lake.ledger(asset)
         state = None if entry is None else lake.quarantine(asset, entry.seq)
         if entry is None or state is None:
-            raise NotFound(f"nothing of {asset} is in quarantine", hint="see what there is: millrace quarantine list")
+            raise nothing_there(asset)
         work = _Work(step, ctx, lake, entry, lake.schema(asset, entry.seq), state)
-        places = _chosen(work)
+        ids, statuses = state.column(ENTRY).to_pylist(), state.column(STATUS).to_pylist()
+        places = chosen(asset, ids, statuses, step.spec["entries"])
         return (_drop(work, places) if step.spec["action"] == "drop" else self._replay(work, places),)
 
     def prove(self, step: Step, staged: Sequence[Staged], ctx: Context) -> tuple[Proof, ...]:
         """Read back what was staged, and run all checks on what the asset would be."""
         (one,) = staged
         lake = ctx.target(step.target)
+        if isinstance(lake, PostgresTarget):
+            proof = lake.prove(one)
+            return (replace(proof, checks=postgres_checks.check_stage(lake, one, step, ctx)),)
         assert isinstance(lake, LakeTarget)  # noqa: S101 - see stage
         proof, before = lake.prove(one), lake.ledger(one.asset)
         if one.how == "position" and before is not None:
@@ -143,28 +152,6 @@ def _drop(work: _Work, places: Sequence[int]) -> Staged:
     return stage.close(work.entry.position, {})
 
 
-def _chosen(work: _Work) -> list[int]:
-    """Return the places of the wanted entries in the state. Raises NotFound, UsageError."""
-    ids, statuses = work.state.column(ENTRY).to_pylist(), work.state.column(STATUS).to_pylist()
-    wanted = work.step.spec["entries"]
-    if not wanted:
-        found = [place for place, status in enumerate(statuses) if status == "open"]
-        if not found:
-            raise NotFound(f"no entry of {work.entry.asset} is open", hint="see: millrace quarantine list")
-        return found
-    chosen = []
-    for name in wanted:
-        meant = [place for place, known in enumerate(ids) if known.startswith(name)]
-        if len(meant) != 1:
-            what = "is no entry" if not meant else f"begins {len(meant)} entries"
-            hint = did_you_mean(name, ids) or f"see: millrace quarantine show {work.entry.asset}"
-            raise NotFound(f"{name} {what} of the quarantine of {work.entry.asset}", hint=hint)
-        if statuses[meant[0]] != "open":
-            raise UsageError(f"{ids[meant[0]]} of {work.entry.asset} is {statuses[meant[0]]} already")
-        chosen += [place for place in meant if place not in chosen]
-    return chosen
-
-
 def _changed(work: _Work, places: Sequence[int], status: str, rows: pa.Table | None = None) -> pa.Table:
     """Return the state in which some entries have another status, and those replayed their fixed rows."""
     import pyarrow as pa
@@ -190,14 +177,7 @@ def _fixed(work: _Work, places: Sequence[int]) -> pa.Table:
     rows = work.state.select(list(work.schema.names)).take(pa.array(places, pa.int64()))
     changes: Mapping[str, str] = work.step.spec["set"]
     for name, text in changes.items():
-        if name not in work.schema.names:
-            hint = did_you_mean(name, work.schema.names) or f"columns: {', '.join(work.schema.names)}"
-            raise UsageError(f"{work.entry.asset} has no column {name}", hint=hint)
-        if name in work.schema.key:
-            raise UsageError(
-                f"{name} is in the key of {work.entry.asset}: with another key it would be another row",
-                hint="mend it at the source, then: millrace run",
-            )
+        check_set(work.entry.asset, name, work.schema.names, work.schema.key)
         at = rows.schema.get_field_index(name)
         value = _value(work.schema[name], text)
         rows = rows.set_column(at, rows.schema.field(at), pa.concat_arrays([value] * rows.num_rows))
@@ -254,19 +234,7 @@ def _holding(work: _Work, rows: pa.Table, places: Sequence[int], connection: Any
     told = [f"{work.state.column(ENTRY)[places[number]]}: {why}" for number, why in sorted(broken.items())]
     good = [number for number in range(rows.num_rows) if number not in broken]
     if not good:
-        raise ContractBroken(
-            f"nothing of {work.entry.asset} was replayed: {_rows(len(told))} still {_break(len(told))} the contract",
-            detail=[*told[:10], *([f"and {len(told) - 10:,} more"] if len(told) > 10 else [])],
-            hint="set a value that holds: --set column=value; or mend the source, then: millrace run",
-        )
+        raise nothing_holds(work.entry.asset, told)
     for line in told:
         work.ctx.report.note(f"stays open: {line}")
     return good
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} {'row' if count == 1 else 'rows'}"
-
-
-def _break(count: int) -> str:
-    return "breaks" if count == 1 else "break"
