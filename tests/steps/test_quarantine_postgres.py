@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +240,102 @@ def test_entries_are_replayed_and_dropped(shop: Shop, millrace: Any) -> None:
     shop.touch("customer = 'x'", "order_id = 40")
     shop.good()
     assert (shop.statuses(), shop.ids()) == ({}, ALL)
+
+
+POINTS = ("postgres.stage.closed", "postgres.prove", "postgres.publish.before_commit", "postgres.publish.after_commit")
+
+
+def test_killed_between_stage_and_publish(shop: Shop) -> None:
+    shop.copies("full")
+
+    def killed(point: str) -> None:
+        command = [sys.executable, "-m", "millrace", "run", "--project", str(shop.folder)]
+        done = subprocess.run(command, env={**os.environ, "MILLRACE_KILL_AT": point}, capture_output=True, check=False)
+        assert done.returncode < 0, (point, done.stderr)
+
+    for number, point in enumerate(POINTS):
+        killed(point)
+        if number < 3:
+            assert rows(shop.target, "select to_regclass('raw.orders')") == [(None,)]
+            assert rows(shop.target, "select count(*) from _millrace.quarantine") == [(0,)]
+    shop.good()
+    assert (shop.statuses(), shop.ids()) == ({"17": "open", "40": "open"}, ALL - {17, 40})
+    shop.touch("amount = -5", "order_id = 5")
+    shop.touch("amount = 17, status = 'paid'", "order_id = 17")
+    for point in POINTS[:3]:
+        killed(point)
+        assert (shop.statuses(), shop.ids()) == ({"17": "open", "40": "open"}, ALL - {17, 40})
+    shop.good()
+    assert (shop.statuses(), shop.ids()) == ({"5": "open", "40": "open"}, ALL - {5, 40})
+    shop.sums()
+    assert leftovers(shop.target) == []
+
+
+def test_bad_rows_block_without_a_contract_and_too_many_with_one(shop: Shop, millrace: Any) -> None:
+    shop.copies("full", ", max_bad: 0")
+    (error,) = shop.run().errors
+    assert "raw.orders was not published: 2 of 2,000 rows broke the contract and max_bad is 0" in str(error)
+    assert "amount -12.50 (order_id 17)" in str(error)
+    text = (shop.folder / "copies/shop_db.yaml").read_text()
+    shop.write("copies/shop_db.yaml", text.replace("    contract: {bad_rows: quarantine, max_bad: 0}\n", ""))
+    (error,) = shop.run().errors
+    assert (error.code, error.hint) == (
+        "GateFailed",
+        "to set such rows aside: contract: {bad_rows: quarantine} in copies/shop_db.yaml:5",
+    )
+    assert "1 of 2,000 rows has amount outside 0 … 1,000,000" in str(error)
+    assert rows(shop.target, "select to_regclass('raw.orders')") == [(None,)]
+    execute(shop.source, "create table customers (name text primary key)", "insert into customers values ('c1')")
+    shop.write("copies/customers.yaml", "from: shop_db\nto: reports.raw\ntables: {customers: {}}\n")
+    shop.write("copies/shop_db.yaml", shop_checks("{row_count: {max: 1}}"))
+    shop.run()
+    checks = (
+        "{not_null: [order_id], unique: [[status, order_id]], row_count: {min: 2000}, schema: {order_id: bigint,"
+        " amount: 'decimal(12,2)', ratio: double}, expression: [sum(amount) > 0, \"regexp_matches(status, '^[a-z]')\","
+        " {sql: 'ratio <> ratio', severity: warn}], freshness: {column: updated_at, max_age: 5000w},"
+        " between: {ratio: {min: 1, severity: warn}}, in_set: {mood: [ok]},"
+        " relationships: {customer: {to: raw.customers.name, severity: warn}}}"
+    )
+    shop.write("copies/shop_db.yaml", shop_checks(checks))
+    step = shop.run()["copy:raw.orders"]
+    assert step.error is None
+    assert {check.name: check.failing for check in step.checks if not check.passed} == {
+        "expression(ratio <> ratio)": 2000,
+        "between(ratio)": 6,
+        "relationships(customer → raw.customers.name)": 1713,
+    }
+    shop.touch("mood = 'sad'", "order_id = 9")
+    (error,) = shop.run().errors
+    assert "raw.orders was not published: 1 of 2,000 rows has mood outside ok" in str(error)
+    assert rows(shop.target, "select mood::text from raw.orders where order_id = 9") == [("ok",)]
+    shop.write("copies/shop_db.yaml", shop_checks("{expression: ['list_sum([amount]) > 1']}"))
+    assert "PostgreSQL does not understand a check" in str(shop.run().errors[0])
+
+
+def shop_checks(checks: str) -> str:
+    return f"from: shop_db\nto: reports.raw\ntables:\n  orders: {{checks: {checks}}}\n"
+
+
+def test_the_scrub_knows_rows_in_quarantine(shop: Shop, millrace: Any) -> None:
+    shop.copies("incremental")
+    shop.good()
+    with open_house(shop.folder) as house:
+        (waiting,) = (one for one in entries(house, ORDERS) if one.key["order_id"] == "17")
+        assert replay(house, ORDERS, [waiting.id], {"amount": "7.50", "status": "paid"}).errors == ()
+    execute(
+        shop.target,
+        "update raw.orders set amount = 99 where order_id = 300",
+        "delete from raw.orders where order_id = 301",
+    )
+    execute(shop.source, "delete from orders where order_id = 40")
+    code, text = millrace("verify", "raw.orders")
+    assert code == 1
+    assert "1 differs · 1 only left · 1 only right" in text
+    code, text = millrace("verify", "raw.orders", "--repair")
+    assert code == 0, text
+    assert (shop.statuses(), len(shop.ids())) == ({"17": "replayed"}, 1999)
+    shop.sums()
+    assert rows(shop.target, "select amount::text from raw.orders where order_id in (17, 300) order by 1") == [
+        ("300.00",),
+        ("7.50",),
+    ]

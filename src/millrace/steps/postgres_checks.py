@@ -112,11 +112,11 @@ def check_stage(target: PostgresTarget, staged: Staged, step: Step, ctx: Context
         bad = 0
         if rules and seen.brought is not None:
             bad = _limit(target, connection, seen, staged, step, ctx, entry.time if entry else None)
-        with _viewed(target, connection, seen.rows, seen.columns) as query:
+        with _viewed(target, connection, seen.rows, seen.columns) as query, _understood(where):
             results = enforce_checks(
                 step.spec.get("checks") or {},
                 staged.asset,
-                _told(query, where),
+                query,
                 ("pg_temp", VIEW),
                 ctx,
                 key=staged.schema.key,
@@ -140,8 +140,11 @@ def _limit(
     last_good: str | None,
 ) -> int:
     """Return how many rows the load sets aside that wait for somebody. Raises ContractBroken for too many."""
-    contract, rules = step.spec["contract"], rules_of(staged)
-    with translated(target.database.label, f"look for bad rows of {staged.asset}", connection=connection):
+    contract, rules, where = step.spec["contract"], rules_of(staged), str(step.spec.get("path", step.label))
+    with (
+        translated(target.database.label, f"look for bad rows of {staged.asset}", connection=connection),
+        _understood(where),
+    ):
         rows, count = seen.bad(rules, again=not _whole(staged))
         _, waiting = seen.bad(rules, again=False)
     if count <= most_bad(float(contract["max_bad"]), rows):
@@ -160,21 +163,20 @@ def _whole(staged: Staged) -> bool:
     return staged.how in ("create", "truncate") or staged.detail.get("segments") == [Segment.whole().to_json()]
 
 
-def _told(query: Query, where: str) -> Query:
+@contextmanager
+def _understood(where: str) -> Iterator[None]:
     """Say of a check that PostgreSQL does not understand where it stands."""
-
-    def asked(text: str, parameters: Sequence[Any]) -> Sequence[Sequence[Any]]:
-        try:
-            return query(text, parameters)
-        except psycopg.errors.SyntaxErrorOrAccessRuleViolation as error:
-            raise ProjectError(
-                f"PostgreSQL does not understand a check: {error.diag.message_primary or error}",
-                where=where,
-                detail=[portable.query(text)[:200]],
-                hint="write it with what both DuckDB and PostgreSQL have",
-            ) from error
-
-    return asked
+    try:
+        yield
+    except psycopg.ProgrammingError as error:
+        if not (error.sqlstate or "").startswith("42") or error.sqlstate == "42501":
+            raise
+        raise ProjectError(
+            f"PostgreSQL does not understand a check: {error.diag.message_primary or error}",
+            where=where,
+            detail=[error.diag.message_hint] if error.diag.message_hint else [],
+            hint="write it with what both DuckDB and PostgreSQL have",
+        ) from error
 
 
 @contextmanager

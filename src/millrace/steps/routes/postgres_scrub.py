@@ -125,9 +125,16 @@ def _against(look: Look, opened: PostgresStage, there: Connection) -> tuple[int,
         for side in ("t", "s")
     )
     query = sql.SQL(
-        "select pg_catalog.count(*) filter (where t.ctid is null), pg_catalog.count(*) filter (where t.ctid is not null"
-        " and pg_catalog.record_image_ne(row({left}), row({right}))) from {stage} s left join {table} t on {same}"
-    ).format(left=left, right=right, stage=opened.identifier, table=look.there_rows, same=_same(look))
+        "select pg_catalog.count(*) filter (where t.{one} is null),"
+        " pg_catalog.count(*) filter (where t.{one} is not null and pg_catalog.record_image_ne(row({left}), row({right}))) from {stage} s left join {table} t on {same}"
+    ).format(
+        left=left,
+        right=right,
+        one=sql.Identifier(look.key[0]),  # a key has no nulls
+        stage=opened.identifier,
+        table=look.there_rows,
+        same=_same(look),
+    )
     with translated(target.database, f"compare {target.label}", connection=there):
         row = there.execute(query).fetchone() or (0, 0)
     return int(row[0]), int(row[1])
