@@ -126,7 +126,8 @@ def _against(look: Look, opened: PostgresStage, there: Connection) -> tuple[int,
     )
     query = sql.SQL(
         "select pg_catalog.count(*) filter (where t.{one} is null),"
-        " pg_catalog.count(*) filter (where t.{one} is not null and pg_catalog.record_image_ne(row({left}), row({right}))) from {stage} s left join {table} t on {same}"
+        " pg_catalog.count(*) filter (where t.{one} is not null"
+        " and pg_catalog.record_image_ne(row({left}), row({right}))) from {stage} s left join {table} t on {same}"
     ).format(
         left=left,
         right=right,
