@@ -315,6 +315,18 @@ tables:
             "where: is_active, proof: count, contract: {bad_rows: quarantine}}",
             "rows that are only counted cannot be set aside yet",
         ),
+        (
+            "copies/edi.yaml",
+            "where: is_active}",
+            "where: is_active, contract: {bad_rows: quarantine, type_changes: quarantine}}",
+            "type_changes: quarantine is not built for tables in a database",
+        ),
+        (
+            "copies/shop_db.yaml",
+            "max_delete: 0.1}",
+            "max_delete: 0.1, contract: {new_columns: quarantine}}",
+            "sets rows aside, which bad_rows does not allow",
+        ),
     ],
 )
 def test_what_would_be_ignored_is_refused(plan, file, old, new, says):

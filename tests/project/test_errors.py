@@ -340,12 +340,6 @@ kind upsert needs a key
     |       ^^^^^^
   key: order_id, or a list of columns""",
     ),
-    "what a contract cannot do yet": (
-        COPIES,
-        ("type_changes: freeze", "type_changes: discard"),
-        """\
-a contract's discard of types is not built yet: use evolve or freeze""",
-    ),
     "a kind that comes later": (
         "models/silver/orders.yaml",
         ("upsert", "interval"),

@@ -74,10 +74,7 @@ def verify(house: House, assets: Sequence[AssetId], limit: int, *, repair: bool 
     steps = [_step(house, asset) for asset in assets] or _all(house)
     kind = VerifyStep(house.runtime)
     house.runtime.kinds = _with(kind, house.runtime.kinds)
-    asked = [
-        replace(step, kind=kind.kind, inputs=(), after=(), spec={"copy": step.spec["copy"], "limit": limit})
-        for step in steps
-    ]
+    asked = [replace(step, kind=kind.kind, inputs=(), after=(), spec={**_kept(step), "limit": limit}) for step in steps]
     done = house.run(Plan(tuple(asked)), show_as="silent")
     found = []
     for step in steps:
@@ -98,6 +95,11 @@ def verify(house: House, assets: Sequence[AssetId], limit: int, *, repair: bool 
     again = [_repairing(step) for step in steps if step.assets[0] in broken]
     mended = house.run(Plan(tuple(again)), options=RunOptions(full_refresh=True), show_as="silent")
     return [_repaired(one, mended[f"copy:{one.asset}"]) if one.asset in broken else one for one in found]
+
+
+def _kept(step: Step) -> dict[str, Any]:
+    """Return what of a copy's spec says which rows and columns its target holds."""
+    return {name: step.spec[name] for name in ("copy", "contract") if name in step.spec}
 
 
 def _with(kind: StepKind, installed: Mapping[str, StepKind]) -> Mapping[str, StepKind]:

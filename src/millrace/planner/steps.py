@@ -25,7 +25,7 @@ from millrace.core.names import AssetId, fingerprint
 from millrace.core.plan import Step
 from millrace.errors import Place, ProjectError, did_you_mean
 from millrace.project import AssetChecks, CopyTable, Dashboard, ModelFile, Project
-from millrace.project.copies import TableOptions
+from millrace.project.copies import Contract, TableOptions
 from millrace.project.dashboards import Column
 from millrace.project.fields import RowContract
 from millrace.project.load import same_name
@@ -161,19 +161,11 @@ class _Maker:
     def copy(self, copy: CopyTable) -> None:
         spec = _copy_spec(copy)
         checks = self._checks_of(copy.asset)
-        wanted = copy.options.contract
+        if (wanted := copy.options.contract) is not None:
+            self._check_contract(copy, wanted)
         if wanted is not None and copy.target != "lake":
-            if wanted.bad_rows == "quarantine" and spec["mode"] in ("snapshot", "backfill"):
-                what = f"rows of tables in a database cannot be set aside in mode {spec['mode']} yet"
-                raise self._unbuilt(copy, "contract", what, "use bad_rows: block")
-            if wanted.bad_rows == "quarantine" and spec.get("proof") == "count":
-                what = "rows that are only counted cannot be set aside yet"
-                raise self._unbuilt(copy, "proof", what, "use proof: rows, or bad_rows: block")
             for name in ("new_columns", "type_changes"):
                 spec[name] = getattr(wanted, name) or "evolve"
-        elif wanted is not None and wanted.new_columns == "discard" and copy.options.files is not None:
-            what = "discard is not built for files: their columns are those that columns: names"
-            raise self._unbuilt(copy, "contract", what, "leave new_columns out")
         shape = {name: spec[name] for name in ("source", "table", "mode", "key", "cursor", "where", "select")}
         shape |= {name: spec[name] for name in ("cursor_format", "soft_delete") if name in spec}
         if spec["mode"] == "backfill":  # which leaves an incremental copy's position alone
@@ -192,6 +184,37 @@ class _Maker:
             spec={"copy": spec, "checks": checks, "contract": contract},
         )
         self.add(step, copy.place)
+
+    def _check_contract(self, copy: CopyTable, wanted: Contract) -> None:
+        """Refuse what a contract cannot be held to. Raises ProjectError."""
+        mode = copy.options.mode
+        words = {name: getattr(wanted, name) for name in ("new_columns", "type_changes")}
+        if copy.target != "lake":
+            if wanted.bad_rows == "quarantine" and mode in ("snapshot", "backfill"):
+                what = f"rows of tables in a database cannot be set aside in mode {mode} yet"
+                raise self._unbuilt(copy, "contract", what, "use bad_rows: block")
+            if wanted.bad_rows == "quarantine" and copy.options.proof == "count":
+                what = "rows that are only counted cannot be set aside yet"
+                raise self._unbuilt(copy, "proof", what, "use proof: rows, or bad_rows: block")
+            later = {"new_columns": ("quarantine",), "type_changes": ("discard", "quarantine")}
+        elif copy.options.files is not None:
+            later = dict.fromkeys(words, ("discard", "quarantine"))
+        else:
+            later = {}
+        for name, refused in later.items():
+            if words[name] in refused:
+                of = (
+                    "tables in a database"
+                    if copy.target != "lake"
+                    else "files, whose columns are those that columns: names"
+                )
+                raise self._unbuilt(
+                    copy, "contract", f"{name}: {words[name]} is not built for {of}", f"leave {name} out"
+                )
+        for name, word in words.items():
+            if word == "quarantine" and wanted.bad_rows != "quarantine":
+                what = f"{name}: quarantine sets rows aside, which bad_rows does not allow"
+                raise self._unbuilt(copy, "contract", what, "say so: bad_rows: quarantine")
 
     def _unbuilt(self, copy: CopyTable, key: str, what: str, hint: str | None = None) -> ProjectError:
         """Return the error about a key that is understood and does nothing yet: it must not seem to hold."""
@@ -509,7 +532,9 @@ def _contract(contract: RowContract | None, place: str) -> dict[str, Any]:
 
 def _sifted(contract: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a contract decides which rows an asset has: when it changes, all rows are read again."""
-    return {"bad_rows": "quarantine"} if contract["bad_rows"] == "quarantine" else {}
+    names = ("bad_rows", "new_columns", "type_changes")
+    kept = {name: contract[name] for name in names if contract[name] == "quarantine"}
+    return {**kept, "type_changes": "discard"} if contract["type_changes"] == "discard" else kept
 
 
 def _files_spec(options: TableOptions) -> dict[str, Any]:

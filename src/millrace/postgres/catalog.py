@@ -28,6 +28,21 @@ NEAREST_OF = 5_000  # names looked through for "did you mean"
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """What makes a row of a source one to set aside.
+
+    Attributes:
+        column: the column that it is about, as the source has it.
+        bad: the predicate of such rows.
+        why: what follows the value in the reason; empty: the column is new.
+    """
+
+    column: PgColumn
+    bad: sql.Composable
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class PgColumn:
     """One column of a table, or of a query's result.
 
@@ -50,6 +65,9 @@ class PgColumn:
         collation_deterministic: False for an ICU collation under which different texts are equal.
         encode: whether the server's encoding is not UTF8, so that text must be converted before it is hashed.
         sendable: whether the type has binary send and receive functions.
+        expression: what stands for its value when it is not read as it is: see `convert`.
+        refused: rows to set aside, for this column or for new ones of the table.
+        lost: the predicate of values that become null, where a contract says so.
     """
 
     name: str
@@ -75,6 +93,14 @@ class PgColumn:
     collation_deterministic: bool = True
     encode: bool = False
     sendable: bool = True
+    expression: sql.Composable | None = None
+    refused: tuple[Refusal, ...] = ()
+    lost: sql.Composable | None = None
+
+    @property
+    def value(self) -> sql.Composable:
+        """What is read of it, for building SQL."""
+        return self.identifier if self.expression is None else self.expression
 
     @property
     def array(self) -> bool:

@@ -15,15 +15,24 @@ from psycopg import sql
 from millrace.core.digest import SEED, Digest
 from millrace.core.schema import Schema
 from millrace.postgres.catalog import PgColumn
-from millrace.postgres.types import digest_expression
+from millrace.postgres.types import digest_expression, text_form
 
 
 def row_hash(columns: Sequence[PgColumn]) -> sql.Composable:
-    """Return the expression of one row's signed 64-bit hash."""
-    values = sql.SQL(", ").join(digest_expression(column) for column in columns)
+    """Return the expression of one row's signed 64-bit hash; of rows to set aside with the values that are refused."""
+    values = [digest_expression(column) for column in columns]
+    refused = [refusal for column in columns for refusal in column.refused]
+    if not refused:
+        return _hash(values)
+    bad = sql.SQL(" or ").join(refusal.bad for refusal in refused)
+    texts = [text_form(refusal.column) for refusal in refused]
+    return sql.SQL("case when {} then {} else {} end").format(bad, _hash([*values, *texts]), _hash(values))
+
+
+def _hash(values: Sequence[sql.Composable]) -> sql.Composable:
     record = sql.SQL("pg_catalog.hash_record_extended(row({}), {}::pg_catalog.int8)")
     # as bytes: the hash of an int8 folds it to 32 bits first
-    inner = sql.SQL("pg_catalog.int8send({})").format(record.format(values, sql.Literal(SEED)))
+    inner = sql.SQL("pg_catalog.int8send({})").format(record.format(sql.SQL(", ").join(values), sql.Literal(SEED)))
     return record.format(inner, sql.Literal(SEED))
 
 

@@ -31,7 +31,7 @@ def newest(base: Source, key: Sequence[PgColumn], cursor: str, changes: Source |
     """
     rows = _of_changed_keys(base, key, changes)
     query = sql.SQL("{} order by {}, {} desc nulls last, {} desc").format(
-        rows.select([sql.SQL("distinct on ({}) {}").format(_listed(key), _listed(rows.columns))]),
+        rows.select([sql.SQL("distinct on ({}) {}").format(_listed(key), _listed(_carried(rows.columns)))]),
         _listed(key),
         rows.rule.ordered(rows[cursor]),
         row_hash(rows.columns),  # of two rows with one cursor value the same is taken each time
@@ -106,6 +106,13 @@ def _of_changed_keys(base: Source, key: Sequence[PgColumn], changes: Source | No
         return base
     keys = changes.select([column.identifier for column in key])
     return replace(base, where=both(base.where, sql.SQL("({}) in ({})").format(_listed(key), keys)))
+
+
+def _carried(columns: Sequence[PgColumn]) -> list[PgColumn]:
+    """Return the columns, and new ones that make a row one to set aside."""
+    names = {column.name for column in columns}
+    more = [refusal.column for column in columns for refusal in column.refused]
+    return [*columns, *(column for column in more if column.name not in names)]
 
 
 def _listed(columns: Sequence[PgColumn]) -> sql.Composable:

@@ -80,7 +80,9 @@ class Source:
             return None
         oid = str(self.relation.oid) if self.paged else ""
         columns = [(one.name, one.number, one.generation if one.generated == "v" else None) for one in self.columns]
-        return fingerprint(oid, json.dumps(columns))
+        read = [one.as_string(None) for column in self.columns if (one := column.expression) is not None]
+        read += [refusal.column.name for column in self.columns for refusal in column.refused]
+        return fingerprint(oid, json.dumps(columns), *([json.dumps(read)] if read else []))
 
     @property
     def traits(self) -> tuple[str, ...]:

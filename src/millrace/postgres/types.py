@@ -111,7 +111,7 @@ def wire(columns: Iterable[PgColumn]) -> str:
 
 def text_form(column: PgColumn, value: sql.Composable | None = None) -> sql.Composable:
     """Return the expression of a column's exact text, in the server's encoding."""
-    value = column.identifier if value is None else value
+    value = column.value if value is None else value
     if _base(column) == "bpchar":
         return sql.SQL("pg_catalog.textin(pg_catalog.bpcharout({}))").format(value)
     return sql.SQL("{}::pg_catalog.text").format(value)
@@ -128,9 +128,9 @@ def digest_expression(column: PgColumn, value: sql.Composable | None = None) -> 
 
     Args:
         column: the column.
-        value: the expression that gives its value; its name by default.
+        value: the expression that gives its value; what is read of it by default.
     """
-    value = column.identifier if value is None else value
+    value = column.value if value is None else value
     match hashed(column):
         case "float8":
             return sql.SQL("pg_catalog.float8send({}::pg_catalog.float8)").format(value)
@@ -160,10 +160,10 @@ def arrow_expression(column: PgColumn) -> sql.Composable:
     """
     portable = kind(column)
     if portable is Kind.DECIMAL:
-        return _undomained(column, column.identifier)
+        return _undomained(column, column.value)
     if portable is Kind.TEXT and not _is_text(column):
         return text_form(column)
-    return _undomained(column, column.identifier)
+    return _undomained(column, column.value)
 
 
 # What Arrow and Delta hold and Python can show: years 0001 to 9999.
@@ -182,7 +182,7 @@ def arrow_guard(columns: tuple[PgColumn, ...] | list[PgColumn]) -> sql.Composabl
 
 def column_guard(column: PgColumn) -> sql.Composable | None:
     """Return the part of `arrow_guard` for one column, or None; it is null for a null."""
-    value = _undomained(column, column.identifier)
+    value = _undomained(column, column.value)
     match kind(column):
         case Kind.DATE | Kind.TIMESTAMP | Kind.TIMESTAMPTZ:
             bound = sql.Identifier("pg_catalog", _base(column))

@@ -35,21 +35,7 @@ CopyMode = Annotated[
 ]
 
 
-_NewColumns = Literal["evolve", "freeze", "discard"]
-NewColumns = Annotated[
-    _NewColumns,
-    BeforeValidator(
-        unbuilt(
-            {"quarantine": "a contract's quarantine of new columns is not built yet: use evolve, freeze or discard"}
-        ),
-        json_schema_input_type=_NewColumns,
-    ),
-]
-_LATER = ("discard", "quarantine")
-_change = unbuilt({word: f"a contract's {word} of types is not built yet: use evolve or freeze" for word in _LATER})
-Change = Annotated[
-    Literal["evolve", "freeze"], BeforeValidator(_change, json_schema_input_type=Literal["evolve", "freeze"])
-]
+Change = Literal["evolve", "freeze", "discard", "quarantine"]
 
 
 def _no_partitions(_: Any) -> Any:
@@ -62,11 +48,12 @@ class Contract(RowContract):
 
     Attributes:
         new_columns: columns that come, go or are renamed: `evolve` takes them as they are, `freeze` stops the copy,
-            `discard` leaves new ones out.
-        type_changes: `evolve` or `freeze`, the same for types.
+            `discard` leaves new ones out, `quarantine` too, and sets rows aside in which they are not null.
+        type_changes: `evolve` or `freeze`, the same for types; `discard` and `quarantine` keep the type: values that do
+            not convert exactly become null, or their rows are set aside.
     """
 
-    new_columns: NewColumns | None = None
+    new_columns: Change | None = None
     type_changes: Change | None = None
 
 

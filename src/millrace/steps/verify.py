@@ -6,16 +6,17 @@ digests the target once more. Tables that differ stop the step; what differs is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from millrace.core.digest import Digest
 from millrace.core.names import AssetId
 from millrace.core.plan import Freshness, Step
 from millrace.core.ports import Context, StageRequest, Target
 from millrace.core.position import Cursor, Position
+from millrace.core.schema import Schema
 from millrace.core.segment import Segment
 from millrace.core.staged import LedgerEntry, Proof, Staged
 from millrace.errors import NotFound, ProofFailed, TablesDiffer, UsageError
@@ -28,6 +29,7 @@ from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_se
 from millrace.postgres.source import Source
 from millrace.postgres.target import PostgresTarget
 from millrace.steps.resources import Resources
+from millrace.steps.routes.fitting import fitted
 from millrace.steps.routes.postgres_look import look_at
 from millrace.steps.scrubbing import moment, state_of
 from millrace.steps.spec import CopySpec
@@ -39,7 +41,7 @@ MODES = ("full", "incremental", "truncate", "snapshot")
 
 
 class VerifyStep:
-    """Verifies copies. `spec` holds `copy`, as the copy's own step, and `limit`: most rows to keep.
+    """Verifies copies. `spec` holds `copy` and `contract`, as the copy's own step, and `limit`: most rows to keep.
 
     Attributes:
         found: what was compared, by asset.
@@ -196,7 +198,8 @@ def _lake(
 
     assert isinstance(target, LakeTarget)  # noqa: S101 - copies go to databases and lakes
     with _side(resources, spec, target, entry, ctx) as side, reader.snapshot() as snap:
-        source, changes = _source(spec, reader, side.schema.key, entry.position, snap)
+        contract = step.spec.get("contract") or {}
+        source, changes = _source(spec, reader, side.schema, contract, entry.position, snap)
         label = f"{spec.asset} in the lake"
         found = diff_lake(source, snap, side, label, limit=step.spec["limit"], changes=changes)
         if not found.same or found.behind:
@@ -220,10 +223,17 @@ def _lake(
 
 
 def _source(
-    spec: CopySpec, reader: PostgresReader, key: Sequence[str], since: Position, snap: PostgresSnapshot
+    spec: CopySpec,
+    reader: PostgresReader,
+    schema: Schema,
+    contract: Mapping[str, Any],
+    since: Position,
+    snap: PostgresSnapshot,
 ) -> tuple[Source, Source | None]:
     """Return the rows that the asset should hold, and those that changed since its position."""
     base = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
+    key = schema.key
+    base, _ = fitted(base, schema, contract, [*key, *([spec.tracked] if spec.tracked else [])], snap.connection)
     if not isinstance(since, Cursor):
         return alive(base, spec.soft_delete), None
     columns = key_columns(base, key)

@@ -33,6 +33,7 @@ from millrace.postgres.session import translated
 from millrace.postgres.source import Source, author_select
 from millrace.steps.checking import set_aside
 from millrace.steps.contracts import check_columns
+from millrace.steps.routes.fitting import fitted, lost
 from millrace.steps.routes.lake_scrub import Scrubbed, scrub
 from millrace.steps.routes.parquet import Export, Folder
 from millrace.steps.routes.unfit import Unfit
@@ -119,10 +120,15 @@ def _look(
     if entry is None:
         return replace(work, how="create", reason="never published")
     old = target.schema(spec.asset)
-    if contract.get("new_columns") == "discard":
-        discarded = tuple(name for name in source.names if name not in old.names)
-        source = source.only(source.pick([name for name in source.names if name in old.names]))
-        work = replace(work, base=source, source=source, schema=source.schema(key), discarded=discarded)
+    needed = [*key, *([spec.tracked] if spec.tracked else [])]
+    source, discarded = fitted(source, old, contract, needed, snap.connection)
+    work = replace(
+        work,
+        base=source,
+        source=alive(source, spec.soft_delete),
+        schema=source.schema(key),
+        discarded=tuple(discarded),
+    )
     check_columns(spec.asset, contract, entry, old, work.schema)
     if spec.full_refresh:
         return replace(work, reason="full refresh")
@@ -220,6 +226,8 @@ def stage(spec: CopySpec, reader: PostgresReader, target: LakeTarget, step: Step
         source = _keyed(spec, work, snap, ctx)
         if work.discarded:
             ctx.report.note(f"left out by the contract: {', '.join(work.discarded)}")
+        for said in lost(source, snap.connection):
+            ctx.report.note(said)
         if spec.tracked is not None and (odd := misplaced(snap.connection, work.base, spec.tracked)):
             ctx.report.note(odd)
         position = _position(spec, reader, work, snap, moment(ctx.logical_time))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from millrace.postgres.types import column_guard, kind, text_form
 if TYPE_CHECKING:
     import pyarrow as pa
 
+SHOWN = 60  # characters of a value in a reason
 MOST = 100_000  # rows that are kept in memory; where more are bad the column itself does not fit
 TAKES = {Kind.DECIMAL: "finite decimals"}
 YEARS = "the years 0001 to 9999"
@@ -33,6 +35,24 @@ YEARS = "the years 0001 to 9999"
 def guard_of(column: PgColumn) -> sql.Composable | None:
     """Return the predicate of a column's values that a lake cannot hold, or None; times of day are texts there."""
     return None if kind(column) is Kind.TIME else column_guard(column)
+
+
+@dataclass(frozen=True, slots=True)
+class _Guard:
+    """One reason to set rows aside: `bad` is the predicate, `column` holds the value, `why` follows it."""
+
+    column: PgColumn
+    bad: sql.Composable
+    why: str
+
+
+def _guards(columns: Sequence[PgColumn], key: Sequence[str]) -> list[_Guard]:
+    found = [_Guard(one.column, one.bad, one.why) for column in columns for one in column.refused]
+    return found + [
+        _Guard(column, bad, f"a lake takes {TAKES.get(kind(column), YEARS)}")
+        for column in columns
+        if column.name not in key and (bad := guard_of(column)) is not None
+    ]
 
 
 class Unfit:
@@ -48,32 +68,29 @@ class Unfit:
 
     def __init__(self, source: Source, key: Sequence[str]) -> None:
         self._columns = source.columns
-        self._guards = {
-            column.name: guard
-            for column in source.columns
-            if column.name not in key and (guard := guard_of(column)) is not None
-        }
+        self._guards = _guards(source.columns, key)
         self._tables: list[pa.Table] = []
         self._lock = threading.Lock()
         self.count = 0
 
     def expression(self, column: PgColumn, plain: sql.Composable) -> sql.Composable:
         """Return what is selected for a column: null where the value does not fit."""
-        guard = self._guards.get(column.name)
-        return plain if guard is None else sql.SQL("case when {} then null else {} end").format(guard, plain)
+        bad = [guard.bad for guard in self._guards if guard.column.name == column.name]
+        if not bad:
+            return plain
+        return sql.SQL("case when {} then null else {} end").format(sql.SQL(" or ").join(bad), plain)
 
     def more(self) -> list[sql.Composable]:
         """Return what is selected besides: null, or the texts and the digest of a row that does not fit."""
         if not self._guards:
             return []
-        bad = sql.SQL(" or ").join(sql.SQL("({})").format(guard) for guard in self._guards.values())
+        bad = sql.SQL(" or ").join(sql.SQL("({})").format(guard.bad) for guard in self._guards)
         texts = sql.SQL(", ").join(
-            sql.SQL("case when {} then {} end").format(self._guards[column.name], text_form(column))
-            for column in self._columns
-            if column.name in self._guards
+            sql.SQL("case when {} then {} end").format(guard.bad, text_form(guard.column)) for guard in self._guards
         )
+        places = [str(place) for place in range(len(self._guards))]
         said = sql.SQL("pg_catalog.json_object({}::pg_catalog.text[], array[{}]::pg_catalog.text[])").format(
-            sql.Literal(list(self._guards)), texts
+            sql.Literal(places), texts
         )
         found = {BYTES: said, DIGEST: row_hash(self._columns)}
         return [
@@ -97,22 +114,18 @@ class Unfit:
         bad, said = pa.Table.from_batches([batch.filter(marked)]), said.filter(marked)
         texts = [self._said(text) for text in said.column(0).to_pylist()]
         more = {
-            BYTES: [json.dumps(found).encode() for found in texts],
+            BYTES: [json.dumps({guard.column.name: text for guard, text in found}).encode() for found in texts],
             DIGEST: said.column(1),
             RULE: [UNFIT] * len(texts),
-            COLUMN: [next(iter(found)) for found in texts],
-            REASON: ["; ".join(self._reason(*one) for one in found.items()) for found in texts],
+            COLUMN: [found[0][0].column.name for found in texts],
+            REASON: ["; ".join(_reason(*one) for one in found) for found in texts],
         }
         for name, values in more.items():
             bad = bad.append_column(name, pa.array(values, pa.binary() if name == BYTES else pa.string()))
         return batch.filter(pc.invert(marked)), bad
 
-    def _said(self, text: str) -> dict[str, str]:
-        return {name: value for name, value in json.loads(text).items() if value is not None}
-
-    def _reason(self, name: str, value: str) -> str:
-        (column,) = (column for column in self._columns if column.name == name)
-        return f"{sql_name(name)} is {value}, a lake takes {TAKES.get(kind(column), YEARS)}"
+    def _said(self, text: str) -> list[tuple[_Guard, str]]:
+        return [(self._guards[int(place)], value) for place, value in json.loads(text).items() if value is not None]
 
     def add(self, rows: pa.Table) -> bool:
         """Keep rows; return whether they are not too many to be kept."""
@@ -140,3 +153,9 @@ class Unfit:
         types = arrow_schema(schema)
         pq.write_table(rows.select(list(schema.key)).cast(pa.schema([types.field(name) for name in schema.key])), path)
         return [path]
+
+
+def _reason(guard: _Guard, value: str) -> str:
+    shown = value if len(value) <= SHOWN else f"{value[:SHOWN]}…"
+    name = sql_name(guard.column.name)
+    return f"{name} is {shown}, {guard.why}" if guard.why else f"new column {name}: {shown}"
