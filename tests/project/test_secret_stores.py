@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -126,25 +127,33 @@ def vault(request, tmp_path):
         thread.join()
         server.server_close()
         return
-    program = PROGRAM
+    import hvac
+
     with socket.create_server(("127.0.0.1", 0)) as probe:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environ = {"VAULT_ADDR": f"http://{address}", "VAULT_TOKEN": TOKEN, "HOME": str(tmp_path)}
-    command = [program, "server", "-dev", f"-dev-root-token-id={TOKEN}", f"-dev-listen-address={address}"]
+    listener = f'listener "tcp" {{ address = "{address}" tls_disable = true }}'
+    (tmp_path / "vault.hcl").write_text(f'storage "inmem" {{}}\n{listener}\ndisable_mlock = true\n')
     with (tmp_path / "vault.log").open("wb") as log:
-        process = subprocess.Popen(command, env={**environ, "VAULT_ADDR": ""}, stdout=log, stderr=log)
+        process = subprocess.Popen([PROGRAM, "server", f"-config={tmp_path}/vault.hcl"], stdout=log, stderr=log)
     try:
-
-        def run(*words):
-            return subprocess.run([program, *words], env=environ, capture_output=True, check=False).returncode
-
-        deadline = time.monotonic() + 60
-        while run("status") and time.monotonic() < deadline:
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))):
+                break
             time.sleep(0.2)
-        assert run("secrets", "enable", "-path=old", "-version=1", "kv") == 0
+        client = hvac.Client(f"http://{address}")
+        keys = client.sys.initialize(1, 1)
+        client.sys.submit_unseal_keys(keys["keys"])
+        client.token = keys["root_token"]
+        for mount, version in KV.items():
+            client.sys.enable_secrets_engine("kv", mount, options={"version": version})
+        time.sleep(2)  # version 2 is set up in the background
         for path, fields in SECRETS.items():
-            assert run("kv", "put", path, *(f"{name}={value}" for name, value in fields.items())) == 0
-        yield {"VAULT_ADDR": environ["VAULT_ADDR"], "VAULT_TOKEN": TOKEN}
+            mount, _, rest = path.partition("/")
+            client.write_data(
+                f"{mount}/data/{rest}" if KV[mount] == "2" else path,
+                data={"data": fields} if KV[mount] == "2" else fields,
+            )
+        yield {"VAULT_ADDR": f"http://{address}", "VAULT_TOKEN": client.token}
     finally:
         process.terminate()
         process.wait(30)
@@ -158,7 +167,7 @@ def test_vault(write, vault, tmp_path):
     assert _url(write, "${vault:old/shop#url}", vault) == "postgresql://v1/shop"
     home = tmp_path / "home"
     home.mkdir()
-    (home / ".vault-token").write_text(TOKEN + "\n")
+    (home / ".vault-token").write_text(vault["VAULT_TOKEN"] + "\n")
     logged_in = {"VAULT_ADDR": vault["VAULT_ADDR"], "HOME": str(home)}
     assert _url(write, "${vault:secret/one}", logged_in) == "postgresql://v2/one"
     assert _why(write, "${vault:secret/two}", vault).startswith("Vault has no secret secret/two; connection shop_db")
