@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ TEXT_ONLY = {
 
 
 @pytest.mark.parametrize("ends", WAYS, indirect=True)
-def test_case_01_to_04_and_07_every_built_in_type(ends: tuple[str, str]) -> None:
+def test_case_01_to_04_and_07_every_built_in_type(ends: tuple[str, str], tmp_path: Path) -> None:
     source, target = ends
     fill(source, BUILT_IN)
     fill(source, {name: found for name, found in BUILT_IN.items() if name not in TEXT_ONLY}, "public.binary")
@@ -48,10 +49,12 @@ def test_case_01_to_04_and_07_every_built_in_type(ends: tuple[str, str]) -> None
         assert text(source, table) == text(target, table)
         assert types_of(source, table) == types_of(target, table)
         assert sent(source, table, names) == sent(target, table, names)
+    copy(source, target, "public.every", "public.by_files", stage="csv", stage_folder=str(tmp_path))
+    assert sent(source, "public.every", columns) == sent(target, "public.by_files", columns)
 
 
 @pytest.mark.parametrize("ends", WAYS[:2], indirect=True)
-def test_case_08_user_types_are_made_and_filled(ends: tuple[str, str]) -> None:
+def test_case_08_user_types_are_made_and_filled(ends: tuple[str, str], tmp_path: Path) -> None:
     source, target = ends
     execute(source, USER_TYPES)
     fill(source, USER)
@@ -59,6 +62,8 @@ def test_case_08_user_types_are_made_and_filled(ends: tuple[str, str]) -> None:
     copy(source, target, "public.every")
     assert text(source, "public.every") == text(target, "public.every")
     assert types_of(source, "public.every") == types_of(target, "public.every")
+    copy(source, target, "public.every", "public.by_files", stage="csv", stage_folder=str(tmp_path))
+    assert text(source, "public.every") == text(target, "public.by_files")
 
 
 OBJECTS = """

@@ -72,6 +72,34 @@ key "orders" stands twice
   7 |   products:  {key: product_id, mode: fulll}
     |                                      ^^^^^ did you mean "full"?""",
     ),
+    "files of a kind that is not known": (
+        COPIES,
+        ("mode: full", "stage: cvs"),
+        """\
+"stage" in table products must be csv, parquet or direct, not the text "cvs"
+  copies/shop_db.yaml:7:39
+  7 |   products:  {key: product_id, stage: cvs}
+    |                                       ^^^ did you mean "csv"?""",
+    ),
+    "an unknown key of files between source and target": (
+        COPIES,
+        ("mode: full", "stage: {file: csv, dir: /big}"),
+        """\
+unknown key "dir" in stage of table products
+  copies/shop_db.yaml:7:51
+  7 |   products:  {key: product_id, stage: {file: csv, dir: /big}}
+    |                                                   ^^^ known here: file, folder""",
+    ),
+    "files between source and lake": (
+        COPIES,
+        ("mode: full", "stage: file"),
+        """\
+table products goes into the lake, where Parquet files are staged anyway, in the lake itself
+  copies/shop_db.yaml:7:32
+  7 |   products:  {key: product_id, stage: file}
+    |                                ^^^^^
+  leave stage out, or stage: parquet""",
+    ),
     "a backfill without an interval": (
         COPIES,
         ("mode: full", "mode: backfill, cursor: day"),

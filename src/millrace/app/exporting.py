@@ -69,7 +69,8 @@ def export_files(
         MillraceError: see `exported.export_table`.
     """
     from millrace.engine.stop import Stop
-    from millrace.postgres.exported import FORMATS, export_table
+    from millrace.postgres.exported import FORMATS
+    from millrace.postgres.exporting import Parts, export_table
     from millrace.postgres.reader import PostgresReader
 
     if form not in FORMATS:
@@ -84,10 +85,8 @@ def export_files(
             folder,
             key=key,
             where=where,
-            form=form,  # type: ignore[arg-type] # one of FORMATS
             rows=rows,
-            progress=progress,
-            stopping=stop,
+            parts=Parts(form, progress=progress, stopping=stop),  # type: ignore[arg-type] # one of FORMATS
         )
     return ExportOutcome(
         table=table,
@@ -122,7 +121,7 @@ def import_files(
     """
     from millrace.postgres.exported import read_export
 
-    since, export = time.monotonic(), read_export(folder)
+    since, (export, _) = time.monotonic(), read_export(folder)
     place = export.table if into is None else TableRef.parse(into)
     with runtime_of(target, target, most=2, trusted_urls=trusted_urls) as runtime:
         asset = AssetId(place.schema or first_schema(runtime), place.name)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from millrace.cli import copy_options as said
 from millrace.cli import show
+from millrace.cli.copy_options import DATABASE
 from millrace.cli.main import app
 
-DATABASE = (
-    "A database: env:NAME, service:NAME, a URL without a password (pgpass or PGPASSWORD has it), or the name of a"
-    " connection of the project here."
-)
+if TYPE_CHECKING:
+    from millrace.core.ports import Mode as ModeName
+    from millrace.steps.spec import CopyOptions
 
 COPY_EXAMPLES = """
 [bold]Examples[/bold]
@@ -27,104 +30,61 @@ COPY_EXAMPLES = """
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Several:
+    """What is said about several tables.
+
+    Attributes:
+        exclude: patterns of tables to leave out.
+        together: publish all in one transaction.
+        foreign_keys: make those between them.
+    """
+
+    exclude: tuple[str, ...] = ()
+    together: bool = False
+    foreign_keys: bool = False
+
+    @property
+    def said(self) -> str:
+        """The first option that was given; empty when none was."""
+        options = {"--exclude": self.exclude, "--together": self.together, "--foreign-keys": self.foreign_keys}
+        return next((name for name, given in options.items() if given), "")
+
+
 @app.command("copy", epilog=COPY_EXAMPLES)
 def copy(
-    source: Annotated[str, typer.Argument(metavar="SRC", help=DATABASE)],
-    table: Annotated[
-        str,
-        typer.Argument(
-            metavar="TABLE",
-            help='The source table, an SQL name: public.orders, "Odd"."name". Or several: sales.*, sales.order_*, *.',
-        ),
-    ],
-    target: Annotated[str, typer.Argument(metavar="DST", help=DATABASE)],
-    into: Annotated[
-        str | None,
-        typer.Argument(metavar="[TABLE]", help="The target table; the same name if left out. For several: raw.*."),
-    ] = None,
-    mode: Annotated[
-        str,
-        typer.Option(
-            help="full: make the target equal, deletes included; incremental: bring changes; append: only add;"
-            " truncate: delete and load all rows at once; snapshot: keep versions, with valid_from and valid_to;"
-            " backfill: make an interval of the cursor equal."
-        ),
-    ] = "full",
-    key: Annotated[
-        list[str] | None, typer.Option(help="Key column; repeat for more. Default: the primary key.")
-    ] = None,
-    cursor: Annotated[str | None, typer.Option(help="Column by which incremental finds changes.")] = None,
-    cursor_format: Annotated[
-        str | None, typer.Option(help="How a text cursor is written: yyyymmdd, date, datetime or timestamp.")
-    ] = None,
-    lookback: Annotated[
-        str | None, typer.Option(help="Read again so far before the position: 3d, 12h, or a number.")
-    ] = None,
-    start: Annotated[
-        str | None, typer.Option("--from", metavar="VALUE", help="Of backfill: rows whose cursor is not lower.")
-    ] = None,
-    end: Annotated[
-        str | None, typer.Option("--to", metavar="VALUE", help="Of backfill: rows whose cursor is lower than this.")
-    ] = None,
-    soft_delete: Annotated[
-        str | None,
-        typer.Option(help="Rows that are marked as deleted: a column, or a condition like \"actflag = 'D'\"."),
-    ] = None,
-    where: Annotated[str | None, typer.Option(help="One SQL condition on the source's rows.")] = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Take over a non-empty target that Millrace never wrote.")
-    ] = False,
-    allow_deletes: Annotated[
-        bool, typer.Option("--allow-deletes", help="Delete more than --max-delete allows.")
-    ] = False,
-    max_delete: Annotated[
-        float, typer.Option(help="Share of the target's rows that may be deleted.", min=0, max=1)
-    ] = 0.5,
-    full_refresh: Annotated[
-        bool, typer.Option("--full-refresh", help="Forget the position; compare everything.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change; change nothing.")] = False,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Of several tables leave some out: audit.*, tmp_*; repeat for more.")
-    ] = None,
-    together: Annotated[
-        bool, typer.Option("--together", help="Of several tables publish all in one transaction, or nothing.")
-    ] = False,
-    foreign_keys: Annotated[
-        bool, typer.Option("--foreign-keys", help="Of several tables make the foreign keys between them at the end.")
-    ] = False,
-    proof: Annotated[
-        str,
-        typer.Option(
-            help="rows: every row is compared; count: the rows of a new table, or of mode truncate, are only counted."
-        ),
-    ] = "rows",
-    workers: Annotated[int, typer.Option(help="Connections that copy at once.", min=1, max=16)] = 2,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    source: said.Source,
+    table: said.Table,
+    target: said.Target,
+    into: said.Into = None,
+    mode: said.Mode = "full",
+    key: said.Key = None,
+    cursor: said.Cursor = None,
+    cursor_format: said.CursorFormat = None,
+    lookback: said.Lookback = None,
+    start: said.Start = None,
+    end: said.End = None,
+    soft_delete: said.SoftDelete = None,
+    where: said.Where = None,
+    replace: said.Replace = False,
+    allow_deletes: said.AllowDeletes = False,
+    max_delete: said.MaxDelete = 0.5,
+    full_refresh: said.FullRefresh = False,
+    dry_run: said.DryRun = False,
+    exclude: said.Exclude = None,
+    together: said.Together = False,
+    foreign_keys: said.ForeignKeys = False,
+    proof: said.Proof = "rows",
+    stage: said.Stage = None,
+    stage_folder: said.StageFolder = None,
+    workers: said.Workers = 2,
+    as_json: said.AsJson = False,
 ) -> None:
     """Copy a table between two PostgreSQL databases, or all of a schema; every row is proven unless --proof count."""
-    from millrace.app import CopyOptions, copy_dry_run, copy_table, is_pattern
-    from millrace.errors import UsageError, did_you_mean
-    from millrace.steps.spec import MODES, check_interval
+    from millrace.app import CopyOptions
 
-    if mode not in MODES:
-        raise UsageError(
-            f"unknown mode {mode!r}", hint=did_you_mean(mode, list(MODES)) or f"one of: {', '.join(MODES)}"
-        )
-    if MODES[mode] == "incremental" and cursor is None:
-        raise UsageError(
-            "--mode incremental needs --cursor",
-            hint="name the column that grows with every change: --cursor updated_at",
-        )
-    if cursor is not None and MODES[mode] not in ("incremental", "append", "backfill"):
-        raise UsageError(
-            f"--cursor says nothing in mode {mode}", hint="compare everything without it, or: --mode incremental"
-        )
-    if proof not in ("rows", "count"):
-        raise UsageError(f"unknown proof {proof!r}", hint="one of: rows, count")
-    check_interval(MODES[mode], cursor, start, end)
     options = CopyOptions(
-        mode=MODES[mode],
+        mode=_mode(mode, cursor, start, end),
         key=tuple(key or ()),
         cursor=cursor,
         cursor_format=cursor_format,
@@ -138,26 +98,39 @@ def copy(
         max_delete=max_delete,
         full_refresh=full_refresh,
         workers=workers,
-        proof="count" if proof == "count" else "rows",
+        proof=_proof(proof, stage),
+        stage=_stage(mode, stage, stage_folder),
+        stage_folder=None if stage_folder is None else str(stage_folder),
     )
+    several = Several(tuple(exclude or ()), together, foreign_keys)
+    _copy(source, table, target, into, options, several, dry_run=dry_run, as_json=as_json)
+
+
+def _copy(
+    source: str,
+    table: str,
+    target: str,
+    into: str | None,
+    options: CopyOptions,
+    several: Several,
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Copy one table or several, or say what a copy would do.
+
+    Raises:
+        UsageError: an option that is about several tables, of one.
+    """
+    from millrace.app import copy_dry_run, copy_table, is_pattern
+    from millrace.errors import UsageError
+
     if is_pattern(table):
         from millrace.cli.whole import copy_several
 
-        copy_several(
-            source,
-            table,
-            target,
-            into,
-            options,
-            exclude=exclude or (),
-            together=together,
-            with_foreign_keys=foreign_keys,
-            dry_run=dry_run,
-            as_json=as_json,
-        )
+        copy_several(source, table, target, into, options, several, dry_run=dry_run, as_json=as_json)
         return
-    if exclude or together or foreign_keys:
-        option = "--exclude" if exclude else "--together" if together else "--foreign-keys"
+    if option := several.said:
         raise UsageError(f"{option} is for several tables", hint="name them with a pattern: 'sales.*'")
     if dry_run:
         counts = copy_dry_run(source, table, target, into or table, options)
@@ -172,6 +145,57 @@ def copy(
     outcome = copy_table(source, table, target, into or table, options, show_progress=not as_json)
     if as_json:
         show.as_json(outcome.to_json())
+
+
+def _mode(text: str, cursor: str | None, start: str | None, end: str | None) -> ModeName:
+    """Return the mode that a word stands for, after a look at what goes with it. Raises UsageError."""
+    from millrace.errors import UsageError, did_you_mean
+    from millrace.steps.spec import MODES, check_interval
+
+    if text not in MODES:
+        raise UsageError(
+            f"unknown mode {text!r}", hint=did_you_mean(text, list(MODES)) or f"one of: {', '.join(MODES)}"
+        )
+    mode = MODES[text]
+    if mode == "incremental" and cursor is None:
+        raise UsageError(
+            "--mode incremental needs --cursor",
+            hint="name the column that grows with every change: --cursor updated_at",
+        )
+    if cursor is not None and mode not in ("incremental", "append", "backfill"):
+        raise UsageError(
+            f"--cursor says nothing in mode {text}", hint="compare everything without it, or: --mode incremental"
+        )
+    check_interval(mode, cursor, start, end)
+    return mode
+
+
+def _proof(word: str, stage: str | None) -> Literal["rows", "count"]:
+    """Return how rows are proven. Raises UsageError."""
+    from millrace.errors import UsageError
+
+    if word not in ("rows", "count"):
+        raise UsageError(f"unknown proof {word!r}", hint="one of: rows, count")
+    if word == "count" and stage is not None:
+        raise UsageError("--proof count says nothing with --stage: files are proven row by row", hint="leave one out")
+    return "count" if word == "count" else "rows"
+
+
+def _stage(mode: str, form: str | None, folder: Path | None) -> str:
+    """Return the format of staging files, empty for none. Raises UsageError."""
+    from millrace.errors import UsageError, did_you_mean
+
+    forms = ("csv", "parquet")
+    if form is not None and form not in forms:
+        raise UsageError(
+            f"unknown format of staging files {form!r}",
+            hint=did_you_mean(form, forms) or "one of: csv, parquet; without --stage rows go straight to the target",
+        )
+    if form is None and folder is not None:
+        raise UsageError("--stage-folder says nothing without --stage", hint="--stage csv")
+    if form is not None and mode == "backfill":
+        raise UsageError("a backfill by way of files is not built yet", hint="leave --stage out")
+    return form or ""
 
 
 def _lookback(text: str | None) -> str | None:

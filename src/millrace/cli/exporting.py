@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from millrace.cli import show
-from millrace.cli.copying import DATABASE
+from millrace.cli.copy_options import DATABASE
 from millrace.cli.main import app
 from millrace.cli.whole import size
 

@@ -12,6 +12,7 @@ from millrace.errors import UsageError
 
 if TYPE_CHECKING:
     from millrace.app.whole import Chosen, WholeOutcome
+    from millrace.cli.copying import Several
     from millrace.steps.spec import CopyOptions, CopySpec
 
 NOT_MADE = 5  # foreign keys that are named; more are counted
@@ -23,10 +24,8 @@ def copy_several(
     target: str,
     into: str | None,
     options: CopyOptions,
+    several: Several,
     *,
-    exclude: Sequence[str],
-    together: bool,
-    with_foreign_keys: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -43,7 +42,7 @@ def copy_several(
                 f"{option} is about one table", hint="copy that table by its name, and the others with --exclude"
             )
     if dry_run:
-        chosen, specs = look_whole(source, pattern, target, into, options, exclude)
+        chosen, specs = look_whole(source, pattern, target, into, options, several.exclude)
         refused = [one.refused for one in chosen.tables if one.refused is not None]
         if as_json:
             show.as_json(_look_json(chosen, specs))
@@ -59,9 +58,9 @@ def copy_several(
         target,
         into,
         options,
-        exclude=exclude,
-        together=together,
-        with_foreign_keys=with_foreign_keys,
+        exclude=several.exclude,
+        together=several.together,
+        with_foreign_keys=several.foreign_keys,
         show_progress=not as_json,
     )
     if as_json:

@@ -196,6 +196,9 @@ class _Maker:
             if wanted.bad_rows == "quarantine" and copy.options.proof == "count":
                 what = "rows that are only counted cannot be set aside yet"
                 raise self._unbuilt(copy, "proof", what, "use proof: rows, or bad_rows: block")
+            if wanted.bad_rows == "quarantine" and _by_files(copy.options):
+                what = "rows cannot be set aside by way of files yet"
+                raise self._unbuilt(copy, "stage", what, "use stage: direct, or bad_rows: block")
             later = {"new_columns": ("quarantine",), "type_changes": ("discard", "quarantine")}
         elif copy.options.files is not None:
             later = dict.fromkeys(words, ("discard", "quarantine"))
@@ -500,9 +503,17 @@ def _copy_spec(copy: CopyTable) -> dict[str, Any]:
         )
         if getattr(options, name) is not None
     }
+    if options.stage is not None and _by_files(options):
+        spec |= {"stage": options.stage.file, "stage_folder": options.stage.folder}
+        if copy.target != "lake":  # parts are compared with both ends at once
+            spec["verify"] = None
     if options.verify is not None:
         spec["verify"] = options.verify.seconds
     return spec
+
+
+def _by_files(options: TableOptions) -> bool:
+    return options.stage is not None and options.stage.file != "direct"
 
 
 def _column(column: Column, document: Document) -> dict[str, Any]:

@@ -10,30 +10,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from psycopg import sql
-
 from millrace.core.digest import Digest
 from millrace.core.names import TableRef
-from millrace.core.ports import Progress
 from millrace.core.schema import Schema
-from millrace.core.segment import Segment, SegmentId
+from millrace.core.segment import SegmentId
 from millrace.core.staged import check_format
-from millrace.errors import GuardRefused, Interrupted, MillraceError, NotFound, ProofFailed
-from millrace.postgres.belongings import Belongings, read_belongings
+from millrace.errors import NotFound, ProofFailed
+from millrace.postgres.belongings import Belongings
 from millrace.postgres.catalog import PgColumn
-from millrace.postgres.keys import check_key, key_columns
-from millrace.postgres.pump import BLOCK, Stopping, never
-from millrace.postgres.reader import PostgresReader, PostgresSnapshot
-from millrace.postgres.segments import predicate
-from millrace.postgres.session import translated
-from millrace.postgres.source import Source
+from millrace.postgres.pump import BLOCK
 from millrace.postgres.stage import schema_of
 
 Format = Literal["csv", "parquet"]
@@ -55,6 +45,11 @@ class ExportedFile:
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON types."""
         return {**asdict(self), "digest": self.digest.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ExportedFile:
+        """Read what `to_json` wrote."""
+        return cls(**{**data, "digest": Digest.from_json(data["digest"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +102,6 @@ class Export:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Export:
         """Read what `to_json` wrote."""
-        files = [{**file, "digest": Digest.from_json(file["digest"])} for file in data["files"]]
         return cls(
             table=TableRef(**data["table"]),
             taken=data["taken"],
@@ -115,208 +109,39 @@ class Export:
             columns=tuple(PgColumn(**column) for column in data["columns"]),
             key=tuple(data["key"]),
             snapshot=data["snapshot"],
-            files=tuple(ExportedFile(**file) for file in files),
+            files=tuple(ExportedFile.from_json(file) for file in data["files"]),
             belongings=None if data["belongings"] is None else Belongings(**data["belongings"]),
         )
 
 
-def read_export(folder: Path) -> Export:
-    """Read an export's description.
+def read_export(folder: Path, name: str = NAME) -> tuple[Export, Mapping[str, Any]]:
+    """Read an export's description; returns it, and its file's content.
 
     Raises:
         NotFound: there is none: the folder is another's, or the export did not end.
         NewerFormat: a newer version wrote it.
         ProofFailed: it is damaged, or a file is missing or has another size.
     """
-    path = folder / NAME
+    path = folder / name
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotFound(
-            "there is no whole export in this folder", where=str(folder), hint=f"{NAME} is written last: export again"
+            "there is no whole export in this folder", where=str(folder), hint=f"{name} is written last: export again"
         ) from None
     except (OSError, ValueError) as error:
-        raise ProofFailed(f"{NAME} cannot be read", where=str(path), detail=[str(error)], hint="export again") from None
+        raise ProofFailed(f"{name} cannot be read", where=str(path), detail=[str(error)], hint="export again") from None
     try:
         check_format(data["format"], f"the export in {folder}")
         found = Export.from_json(data)
     except (KeyError, TypeError, ValueError) as error:
-        raise ProofFailed(f"{NAME} is damaged", where=str(path), detail=[repr(error)], hint="export again") from None
+        raise ProofFailed(f"{name} is damaged", where=str(path), detail=[repr(error)], hint="export again") from None
     for file in found.files:
         size = (folder / file.name).stat().st_size if (folder / file.name).is_file() else None
         if Path(file.name).name != file.name or size != file.size:
             seen = "is missing" if size is None else f"has {size:,} bytes, not {file.size:,}"
             raise ProofFailed(f"{file.name} {seen}", where=str(folder), hint="bring the whole folder again")
-    return found
-
-
-# writing
-
-
-def prepare(folder: Path) -> None:
-    """Make the folder, and clear half an export from it.
-
-    Raises:
-        GuardRefused: it holds other things, or a whole export.
-        MillraceError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        there = sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        raise MillraceError("the folder cannot be made", where=str(folder), detail=[error.strerror or ""]) from error
-    if NAME in there:
-        raise GuardRefused("the folder holds an export already", where=str(folder), hint="name another folder")
-    others = [name for name in there if not (name.startswith("part-") and name.endswith(FORMATS))]
-    if others:
-        raise GuardRefused(
-            f"the folder is not empty: {', '.join(others[:3])}", where=str(folder), hint="name an empty or a new folder"
-        )
-    for name in there:
-        (folder / name).unlink()
-
-
-def export_table(
-    reader: PostgresReader,
-    table: TableRef,
-    folder: Path,
-    *,
-    key: Sequence[str] = (),
-    where: str | None = None,
-    select: str | None = None,
-    form: Format = "csv",
-    rows: int = 250_000,
-    progress: Progress | None = None,
-    stopping: Stopping = never,
-) -> Export:
-    """Write a table's rows, of one snapshot, into files of about `rows` rows.
-
-    Raises:
-        GuardRefused: the folder is not empty.
-        KeyInvalid, NotFound, PermissionMissing, UsageError: as for any copy.
-        ContractBroken: Parquet cannot hold a value.
-        Interrupted: `stopping` said so; half an export is left, which the next one clears.
-    """
-    prepare(folder)
-    with reader.snapshot() as snap:
-        source = reader.source(table, where=where, select=select, connection=snap.connection)
-        columns = key_columns(source, key or source.key)
-        names = tuple(column.name for column in columns)
-        check_key(snap.connection, source, names)
-        writer = _Writer(reader, snap, source, folder, form, progress, stopping)
-        segments = reader.segments(source, snap, None, rows)
-        if segments[0].how == "bucket":  # each would read everything
-            segments = [Segment.whole()]
-        digests = dict(reader.digests(source, segments, snap, source.key))
-        files = []
-        for number, segment in enumerate(segments):
-            written = writer.write(number, predicate(segment, source.pick(source.key)))
-            files.append(replace(written, segment=segment.id, digest=digests[segment.id]))
-        belongings = None
-        if source.relation is not None and source.query is None:
-            belongings = read_belongings(snap.connection, source.relation, source.names)
-        found = Export(
-            table=table,
-            taken=datetime.now(UTC).isoformat(timespec="seconds"),
-            format=form,
-            columns=source.columns,
-            key=names,
-            snapshot=snap.state,
-            files=tuple(files),
-            belongings=belongings,
-        )
-    half = folder / f"{NAME}.half"
-    half.write_text(json.dumps(found.to_json(), ensure_ascii=False, indent=1), encoding="utf-8")
-    _flushed(half)
-    half.rename(folder / NAME)
-    _flushed(folder)
-    return found
-
-
-def _flushed(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class _Writer:
-    """Writes parts of one source into files."""
-
-    def __init__(
-        self,
-        reader: PostgresReader,
-        snap: PostgresSnapshot,
-        source: Source,
-        folder: Path,
-        form: Format,
-        progress: Progress | None,
-        stopping: Stopping,
-    ) -> None:
-        self._reader, self._snap, self._source, self._folder = reader, snap, source, folder
-        self._form, self._progress, self._stopping = form, progress, stopping
-
-    def write(self, number: int, where: sql.Composable | None) -> ExportedFile:
-        """Write one file; segment and digest are filled in by the caller."""
-        path = self._folder / f"part-{number:05}.{self._form}"
-        try:
-            if self._form == "csv":
-                self._csv(path, where)
-            else:
-                self._parquet(path, where)
-            _flushed(path)
-        except OSError as error:
-            raise MillraceError(
-                f"{path.name} cannot be written", where=str(self._folder), detail=[error.strerror or str(error)]
-            ) from error
-        return ExportedFile(path.name, "", Digest(0, 0, ""), path.stat().st_size, sha256(path))
-
-    def _csv(self, path: Path, where: sql.Composable | None) -> None:
-        query = sql.SQL("copy ({}) to stdout (format csv)").format(self._source.select(predicate=where))
-        doing = f"export {self._source.label}"
-        connection = self._snap.connection
-        with (
-            translated(self._source.database, doing, connection=connection),
-            path.open("wb", buffering=BLOCK) as file,
-            connection.cursor() as cursor,
-            cursor.copy(query) as copy,
-        ):
-            file.write(self._header())
-            rows = size = 0
-            for row in copy:
-                file.write(row)
-                rows, size = rows + 1, size + len(row)
-                if size >= BLOCK:
-                    self._told(rows, size)
-                    rows = size = 0
-            self._told(rows, size)
-
-    def _header(self) -> bytes:
-        quoted = ('"' + name.replace('"', '""') + '"' for name in self._source.names)
-        return (",".join(quoted) + "\n").encode()
-
-    def _parquet(self, path: Path, where: sql.Composable | None) -> None:
-        import pyarrow.parquet as pq
-
-        from millrace.postgres.arrow import arrow_schema, check_arrow, read_source
-
-        source = self._source.narrowed(where)
-        check_arrow(self._snap.connection, source)
-        batches = read_source(self._reader.database, source, Segment.whole(), self._snap.token)
-        with pq.ParquetWriter(path, arrow_schema(source.columns), compression="zstd") as writer:
-            for batch in batches:
-                writer.write_batch(batch)
-                self._told(batch.num_rows, batch.nbytes)
-
-    def _told(self, rows: int, size: int) -> None:
-        if self._progress is not None:
-            self._progress(rows, size)
-        if self._stopping():
-            raise Interrupted("stopped while exporting", hint="the same command begins again")
-
-
-# reading
+    return found, data
 
 
 def sha256(path: Path) -> str:
@@ -332,10 +157,15 @@ def csv_blocks(folder: Path, export: Export, file: ExportedFile, columns: Sequen
         columns: those that are wanted, in the export's order.
 
     Raises:
-        ProofFailed: the file is not the one that was exported.
+        ProofFailed: the file is not the one that was exported, or cannot be read.
     """
     path = folder / file.name
-    if sha256(path) != file.sha256:
+    try:
+        found = sha256(path)
+    except OSError as error:
+        said = error.strerror or str(error)
+        raise ProofFailed(f"{file.name} cannot be read", where=str(folder), detail=[said]) from error
+    if found != file.sha256:
         raise ProofFailed(f"{file.name} was changed since it was exported", where=str(folder), hint="bring it again")
     if export.format == "csv":
         with path.open("rb") as source:

@@ -77,6 +77,25 @@ class Verify(Part):
         return None if self.every == "never" else float(seconds(self.every))
 
 
+def _stage(value: Any) -> Any:
+    return {"file": "csv" if value == "file" else value} if isinstance(value, str) else value
+
+
+class StageFiles(Part):
+    """Files between source and target; `stage: csv` is the same as `stage: {file: csv}`, and `stage: file` too.
+
+    Attributes:
+        file: `csv`, `parquet`, or `direct`: none, rows go straight from server to server.
+        folder: where the files lie until their rows are proven; default: `.millrace/staging` in the project.
+    """
+
+    file: Literal["csv", "parquet", "direct"]
+    folder: Text | None = None
+
+
+_StageWords = Literal["file", "csv", "parquet", "direct"]
+
+
 def _bound(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -114,6 +133,7 @@ class TableOptions(FileOptions):
         verify: how often an incremental table is compared with its source as a whole; 7 days by default.
         proof: `rows`: every row is compared, the default; `count`: a load of all rows into a new table of a database,
             or by mode truncate, only counts them.
+        stage: files between source and target: `file`, `csv` or `parquet`; `direct`, the default, has none.
         snapshot: `shared`: a run reads all tables of the file that say so from one snapshot of their database.
     """
 
@@ -134,6 +154,7 @@ class TableOptions(FileOptions):
     workers: Positive | None = None
     segment_rows: Positive | None = None
     verify: Annotated[Verify, BeforeValidator(_never, json_schema_input_type=Verify | Literal["never"])] | None = None
+    stage: Annotated[StageFiles, BeforeValidator(_stage, json_schema_input_type=StageFiles | _StageWords)] | None = None
     snapshot: Literal["own", "shared"] | None = None
     proof: Literal["rows", "count"] | None = None
     description: Text | None = None

@@ -23,7 +23,7 @@ SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 OWN = ("_file", "_line", "_raw")
 TABLES_ONLY = (
     *("key", "cursor", "cursor_format", "lookback", "soft_delete", "start", "end", "where", "select", "count"),
-    *("workers", "segment_rows", "max_delete", "verify", "snapshot", "proof"),
+    *("workers", "segment_rows", "max_delete", "verify", "stage", "snapshot", "proof"),
 )
 ALIASES = {"start": "from", "end": "to"}
 _TYPES = ("text", "json")

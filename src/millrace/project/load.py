@@ -426,6 +426,7 @@ def _table(
         hint = "cursor: updated_at, or mode: full"
         raise document.problem(f"table {name} is incremental and names no cursor column", at, key=True, hint=hint)
     _check_backfill(document, path, name, options, target)
+    _check_stage(document, path, name, options, target)
     if options.mode not in ("incremental", "append", "backfill") and options.cursor is not None:
         # from the defaults; a full copy reads everything
         options = options.model_copy(update={"cursor": None, "cursor_format": None, "lookback": None})
@@ -479,6 +480,29 @@ def _check_backfill(document: Document, path: Path_, name: str, options: TableOp
     if target == "lake":
         what = f"table {name}: mode backfill into the lake is not built yet"
         raise document.problem(what, at("mode"), hint="compare everything: millrace run --full-refresh --select …")
+
+
+def _check_stage(document: Document, path: Path_, name: str, options: TableOptions, target: str) -> None:
+    """Refuse files between source and target where they are not built, or would be others. Raises ProjectError."""
+    if options.stage is None or options.stage.file == "direct":
+        return
+
+    def at(key: str) -> Path_:
+        return next((one for one in ((*path, key), ("defaults", key)) if one in document.keys), path)
+
+    if options.mode == "backfill":
+        what = f"table {name}: a backfill by way of files is not built yet"
+        raise document.problem(what, at("stage"), key=True, hint="stage: direct, or mode: incremental")
+    if target == "lake" and (options.stage.file == "csv" or options.stage.folder is not None):
+        what = f"table {name} goes into the lake, where Parquet files are staged anyway, in the lake itself"
+        raise document.problem(what, at("stage"), key=True, hint="leave stage out, or stage: parquet")
+    if target != "lake" and options.proof == "count":
+        what = f"table {name}: files are proven row by row, so proof: count says nothing with stage"
+        raise document.problem(what, at("proof"), key=True, hint="leave one of the two out")
+    if target != "lake" and options.verify is not None and options.verify.seconds is not None:
+        what = f"table {name}: parts are compared with both ends at once, so by way of files they are not"
+        hint = "leave verify out, and compare everything with millrace verify"
+        raise document.problem(what, at("verify"), key=True, hint=hint)
 
 
 def _asset_name(name: str, file: str | None, document: Document | None = None, path: Path_ = ()) -> None:

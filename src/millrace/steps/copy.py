@@ -25,10 +25,15 @@ class CopyStep:
     def fresh(self, step: Step, ctx: Context) -> Freshness:
         """Fresh while the source has not changed since the position in the ledger."""
         found = self._fresh(step, ctx)
-        shared = step.spec["copy"].get("snapshot")
-        if not shared or found.fresh:
+        shared, form = step.spec["copy"].get("snapshot"), step.spec["copy"].get("stage")
+        if found.fresh or not (shared or form):
             return found
-        return replace(found, publishes=f"{found.publishes}; reads the snapshot that {shared} shares".lstrip("; "))
+        said = [found.publishes] if found.publishes else []
+        if form:
+            said.append("Parquet files are staged anyway" if step.target == "lake" else f"by way of {form} files")
+        if shared:
+            said.append(f"reads the snapshot that {shared} shares")
+        return replace(found, publishes="; ".join(said))
 
     def let_go(self, waiting: Sequence[Step]) -> None:
         """Close the snapshots that no step shares any more, and with the last step all idle connections."""
@@ -48,6 +53,8 @@ class CopyStep:
         from millrace.postgres.target import PostgresTarget
         from millrace.steps.routes import postgres_postgres
 
+        if spec.stage and ctx.run and isinstance(target, PostgresTarget):
+            return Freshness(False, "seen while staging")  # where one end is asked after the other
         reader = self._resources.reader(spec.source)
         if isinstance(target, PostgresTarget):
             return postgres_postgres.fresh(spec, reader, target, now=ctx.logical_time)
@@ -72,6 +79,11 @@ class CopyStep:
         from millrace.steps.routes import postgres_postgres
 
         reader = self._resources.reader(spec.source)
+        if isinstance(target, PostgresTarget) and spec.stage:
+            from millrace.steps.routes import by_files
+            from millrace.steps.staging import root_of
+
+            return by_files.stage(spec, reader, target, step, ctx, root_of(self._resources.folder, spec.stage_folder))
         if isinstance(target, PostgresTarget):
             return postgres_postgres.stage(spec, reader, target, step, ctx)
         from millrace.lake.target import LakeTarget
@@ -93,6 +105,7 @@ class CopyStep:
         """Compare the stage's digest with the source's; then run the checks."""
         target = ctx.target(step.target)
         proofs = tuple(target.prove(item) for item in staged)
+        self._drop_files(step, ctx)
         if not step.spec.get("checks"):
             return proofs
         from millrace.postgres.target import PostgresTarget
@@ -112,6 +125,18 @@ class CopyStep:
             replace(proof, checks=check_lake_stage(self._resources, target, item, step, ctx))
             for item, proof in zip(staged, proofs, strict=True)
         )
+
+    def _drop_files(self, step: Step, ctx: Context) -> None:
+        """Remove the files of a copy by files: their rows lie in the target, proven."""
+        if not step.spec["copy"].get("stage"):
+            return
+        from millrace.postgres.target import PostgresTarget
+        from millrace.steps.staging import drop, root_of
+
+        spec, target = CopySpec.from_json(step.spec["copy"]), ctx.target(step.target)
+        if isinstance(target, PostgresTarget):
+            root = root_of(self._resources.folder, spec.stage_folder)
+            drop(root, spec.asset, target.database.place, ctx.load)
 
 
 def _no_way(spec: CopySpec, target: str) -> UsageError:

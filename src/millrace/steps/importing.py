@@ -16,17 +16,16 @@ from millrace.core.ports import Context, StageRequest
 from millrace.core.position import Whole
 from millrace.core.segment import Segment
 from millrace.core.staged import Proof, Staged
-from millrace.errors import Interrupted
 from millrace.postgres.apply import fits_of, refuse_first_contact
 from millrace.postgres.catalog import Relation
 from millrace.postgres.ddl import check_fit
-from millrace.postgres.exported import Export, csv_blocks, read_export
+from millrace.postgres.exported import Export, read_export
 from millrace.postgres.keys import check_key
 from millrace.postgres.session import translated
 from millrace.postgres.source import Source
-from millrace.postgres.stage import PostgresStage
 from millrace.postgres.target import PostgresTarget
 from millrace.steps.resources import Resources
+from millrace.steps.routes.loading import load
 from millrace.steps.routes.postgres_look import whole_digest
 
 
@@ -40,7 +39,7 @@ class ImportStep:
 
     def fresh(self, step: Step, ctx: Context) -> Freshness:
         """Fresh while the target's rows are those of the files."""
-        target, export = _target(step, ctx), read_export(Path(step.spec["folder"]))
+        target, (export, _) = _target(step, ctx), read_export(Path(step.spec["folder"]))
         entry, relation = target.ledger(step.assets[0]), target.relation(step.assets[0])
         rows = export.whole.rows
         if relation is None or entry is None:
@@ -53,7 +52,7 @@ class ImportStep:
         """Load the files to where no reader looks, but for those that an earlier attempt left whole."""
         (asset,) = step.assets
         target, folder = _target(step, ctx), Path(step.spec["folder"])
-        export, entry, relation = read_export(folder), target.ledger(asset), target.relation(asset)
+        (export, _), entry, relation = read_export(folder), target.ledger(asset), target.relation(asset)
         if relation is not None:
             check_fit(export.columns, relation, label=target.database.label)
             with target.connect("check") as connection:
@@ -73,27 +72,17 @@ class ImportStep:
             code=step.code,
         )
         origin = fingerprint(export.table.name, export.taken, *(file.sha256 for file in export.files), request.how)
-        opened = target.open_stage(request, export.columns, None, origin=origin)
-        opened.belongings = export.belongings
-        try:
-            _fill(opened, folder, export, ctx)
-            detail = {}
-            if relation is not None:
-                detail = {
-                    "segments": [Segment.whole().to_json()],
-                    "whole": export.whole.to_json(),
-                    "fits": fits_of(relation, export.schema.names),
-                    "replace": step.spec["replace"],
-                    "max_delete": step.spec["max_delete"],
-                }
-            expected = {file.segment: file.digest for file in export.files}
-            staged = opened.close(Whole(export.whole, export.snapshot), expected, **detail)
-        except BaseException as error:
-            target.give_up(opened, error)
-            raise
-        if opened.left_out:
-            ctx.report.note(f"left out: {'; '.join(opened.left_out)}")
-        return (staged,)
+        detail = {}
+        if relation is not None:
+            detail = {
+                "segments": [Segment.whole().to_json()],
+                "whole": export.whole.to_json(),
+                "fits": fits_of(relation, export.schema.names),
+                "replace": step.spec["replace"],
+                "max_delete": step.spec["max_delete"],
+            }
+        position = Whole(export.whole, export.snapshot)
+        return (load(target, request, export, folder, ctx, origin=origin, position=position, detail=detail),)
 
     def prove(self, step: Step, staged: Sequence[Staged], ctx: Context) -> tuple[Proof, ...]:
         """Compare the digest of what lies in the stage with the source's, which came with the files."""
@@ -114,23 +103,3 @@ def _rows(target: PostgresTarget, relation: Relation, export: Export) -> Source:
 def _digest(target: PostgresTarget, relation: Relation, export: Export) -> Digest:
     with target.connect("digest") as connection:
         return whole_digest(connection, _rows(target, relation, export))
-
-
-def _fill(opened: PostgresStage, folder: Path, export: Export, ctx: Context) -> None:
-    """Load the files that are not in the stage yet."""
-    done = opened.done() if opened.earlier is not None else {}
-    kept = {file.segment for file in export.files if done.get(file.segment) == file.digest}
-    if opened.earlier is not None:
-        opened.drop(kept)
-    opened.planned([Segment(file.segment, "file", file.name) for file in export.files])
-    if kept:
-        ctx.report.note(f"{len(kept)} of {len(export.files)} files kept from an earlier attempt")
-    todo = [file for file in export.files if file.segment not in kept]
-    ctx.report.total(sum(file.digest.rows for file in todo))
-    with opened.connect() as session:
-        for file in todo:
-            if ctx.stopping():
-                raise Interrupted(f"{opened.asset}: stopped while loading", hint="run again to go on from here")
-            names = export.schema.names
-            rows = opened.load(file.segment, csv_blocks(folder, export, file, names), session, names)
-            ctx.report.moved(rows, file.size)

@@ -62,6 +62,9 @@ class CopyOptions:
         verify_all: compare all parts in this run.
         proof: `rows`: every row is compared; `count`: where all rows are loaded anew, into a new table of PostgreSQL or
             by mode truncate, they are only counted.
+        stage: `csv` or `parquet`: rows go by way of such files, and the source is left before the target is written;
+            empty: straight from server to server.
+        stage_folder: where those files lie, absolute or from the project's folder; None: `.millrace/staging`.
     """
 
     mode: Mode = "full"
@@ -86,6 +89,8 @@ class CopyOptions:
     verify: float | None = EVERY
     verify_all: bool = False
     proof: Literal["rows", "count"] = "rows"
+    stage: str = ""
+    stage_folder: str | None = None
 
     @property
     def tracked(self) -> str | None:

@@ -38,6 +38,7 @@ from millrace.postgres.target import PostgresTarget
 from millrace.steps.spec import CopySpec
 
 How = Literal["create", "sync", "merge", "append", "truncate", "snapshot", "interval"]
+EQUAL = ("sync", "truncate", "snapshot")  # after which the target's rows, or current versions, are the source's
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,13 @@ class Look:
         )
 
     @property
+    def position_digest(self) -> Digest | None:
+        """The digest of all rows as they were published last, where they were read under the same options."""
+        position = self.entry.position if self.entry is not None else None
+        plain = self.relation is not None and not self.alter and not self.spec.full_refresh
+        return position.digest if plain and isinstance(position, Whole) and self.how in EQUAL else None
+
+    @property
     def at(self) -> str:
         """When the snapshot was taken, by the source's clock: ISO 8601."""
         row = self.snap.connection.execute("select pg_catalog.now()::text").fetchone()
@@ -203,9 +211,11 @@ class Look:
 
 @contextmanager
 def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Iterator[Look]:
-    """Look at both sides, in a snapshot of the source that stays open in the block."""
-    entry = target.ledger(spec.asset)
-    relation = target.relation(spec.asset)
+    """Look at both sides, in a snapshot of the source that stays open in the block; at the target first.
+
+    A copy by files asks the target nothing in the block.
+    """
+    entry, relation, filled, held, there = _target_of(spec, target)
     with reader.snapshot(shared=spec.snapshot) as snap:
         base = source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
         discarded: tuple[str, ...] = ()
@@ -223,7 +233,7 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
             base = source = replace(source, rule=rule)
             if versions := spec.mode != "append" and not proven(source, key):
                 source = newest(base, key, spec.tracked)
-        since = _since(spec, entry, source) if relation is not None and _filled(target, relation) else None
+        since = _since(spec, entry, source) if filled else None
         how: How = "sync"
         if spec.mode == "snapshot":
             how = "snapshot"
@@ -241,7 +251,7 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
             source = source.narrowed(base.rule.between(base[spec.tracked], spec.start, spec.end))
         alter: tuple[str, ...] = ()
         if relation is not None:
-            _refuse_same(base, snap.connection, relation, target)
+            _refuse_same(base, snap.connection, relation, target, there)
             fitting = without(relation, target.database.label) if how == "snapshot" else relation
             lets = (
                 {}
@@ -250,42 +260,76 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
             )
             alter = check_fit(source.columns, fitting, label=target.database.label, **lets)
         names = tuple(column.name for column in key)
-        held = entry is not None and _held(target, spec, how)
+        _refuse_aside(spec, target, how, held=held)
         found = (spec, reader, target, snap, base, source, names, entry, relation, how, since, versions, everywhere)
         yield Look(*found, alter, discarded, held)
 
 
-def _held(target: PostgresTarget, spec: CopySpec, how: How) -> bool:
-    """Say whether rows of a table are in quarantine. Raises UsageError where they are not known how to be compared."""
-    with target.connect("look") as there, translated(target.database.label, "look at the quarantine", connection=there):
-        held = not Store(there, target.book, spec.asset).empty
-    if held and how in ("snapshot", "interval"):
+def _refuse_aside(spec: CopySpec, target: PostgresTarget, how: How | None, *, held: bool) -> None:
+    """Refuse what is not known how to be compared while rows are in quarantine. Raises UsageError.
+
+    Args:
+        how: None: not known yet.
+        held: whether rows are in quarantine.
+    """
+    what = "a copy by way of files" if spec.stage else f"a {spec.mode}" if how in ("snapshot", "interval") else ""
+    if held and what:
         raise UsageError(
-            f"{spec.asset} has rows in quarantine, and a {spec.mode} of such a table is not built yet",
+            f"{spec.asset} has rows in quarantine, and {what} of such a table is not built yet",
             where=f"{spec.asset} in {target.database.label}",
-            hint="use mode full or incremental",
+            hint="use mode full or incremental, straight from server to server",
         )
-    return held
 
 
-def _refuse_same(source: Source, here: Connection, relation: Relation, target: PostgresTarget) -> None:
+def _target_of(
+    spec: CopySpec, target: PostgresTarget
+) -> tuple[LedgerEntry | None, Relation | None, bool, bool, Sequence[object] | None]:
+    """Return the ledger's entry, the table, whether it has rows, whether rows of it are in quarantine, and its server.
+
+    The last is for a copy by files only, which leaves the target now. Raises UsageError for quarantine and files.
+    """
+    entry, relation, there, held = target.ledger(spec.asset), target.relation(spec.asset), None, False
+    filled = relation is not None and entry is not None and spec.tracked is not None and _filled(target, relation)
+    if entry is not None:
+        doing = "look at the quarantine"
+        with target.connect("look") as look, translated(target.database.label, doing, connection=look):
+            held = not Store(look, target.book, spec.asset).empty
+    if spec.stage:
+        _refuse_aside(spec, target, None, held=held)
+        there = None if relation is None else _server(target)
+        target.sessions.close()
+    return entry, relation, filled, held, there
+
+
+_SERVER = (
+    "select pg_catalog.pg_postmaster_start_time()::text, oid from pg_catalog.pg_database"
+    " where datname = pg_catalog.current_database()"
+)
+
+
+def _server(target: PostgresTarget) -> Sequence[object]:
+    """Return what tells the target's database from others: see `_refuse_same`."""
+    with target.connect("look") as there, translated(target.database.label, "look at the server", connection=there):
+        return there.execute(_SERVER).fetchone() or ()
+
+
+def _refuse_same(
+    source: Source, here: Connection, relation: Relation, target: PostgresTarget, there: Sequence[object] | None
+) -> None:
     """Refuse to copy a table onto itself.
 
     A server is told by when it started: everybody may ask for that, by whatever address they came, and the clone of a
     cluster, which has the same system identifier, started at another time.
+
+    Args:
+        there: what `_server` said of the target; None: ask it now.
 
     Raises:
         UsageError: source and target are one table.
     """
     if source.relation is None or source.relation.oid != relation.oid:
         return
-    query = (
-        "select pg_catalog.pg_postmaster_start_time()::text, oid from pg_catalog.pg_database"
-        " where datname = pg_catalog.current_database()"
-    )
-    with target.connect("look") as there, translated(target.database.label, "look at the server", connection=there):
-        same = here.execute(query).fetchone() == there.execute(query).fetchone()
-    if same:
+    if here.execute(_SERVER).fetchone() == (_server(target) if there is None else there):
         raise UsageError(
             f"source and target are the same table: {relation.ref}",
             where=f"{source.label} in {source.database}, {relation.ref} in {target.database.label}",

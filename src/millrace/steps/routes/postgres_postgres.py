@@ -163,11 +163,8 @@ def stage(
     with look_at(spec, reader, target) as look:
         look = _sifted(look, step, ctx)
         if look.relation is not None:
-            _check_target(look)
-        if (number := look.left_out()) and spec.tracked is not None:
-            ctx.report.note(told(number, spec.tracked))
-        if spec.tracked is not None and (odd := misplaced(look.snap.connection, look.base, spec.tracked)):
-            ctx.report.note(odd)
+            check_target(look)
+        tell(look, ctx)
         request = StageRequest(
             asset=spec.asset,
             load=ctx.load,
@@ -180,8 +177,6 @@ def stage(
             code=step.code,
             date=ctx.logical_time[:10] if step.dated else None,
         )
-        if look.discarded:
-            ctx.report.note(f"left out by the contract: {', '.join(look.discarded)}")
         opened = target.open_stage(
             request, look.source.columns, look.snap.connection, origin=look.origin, altered=bool(look.alter)
         )
@@ -212,7 +207,18 @@ def _sifted(look: Look, step: Step, ctx: Context) -> Look:
     return replace(look, sieve=found)
 
 
-def _check_target(look: Look) -> None:
+def tell(look: Look, ctx: Context) -> None:
+    """Say what of the source is not brought. Raises KeyInvalid for a null in the key of several versions of a row."""
+    cursor = look.spec.tracked
+    if (number := look.left_out()) and cursor is not None:
+        ctx.report.note(told(number, cursor))
+    if cursor is not None and (odd := misplaced(look.snap.connection, look.base, cursor)):
+        ctx.report.note(odd)
+    if look.discarded:
+        ctx.report.note(f"left out by the contract: {', '.join(look.discarded)}")
+
+
+def check_target(look: Look) -> None:
     """The guards that need no digest."""
     with look.target.connect("check") as connection:
         label = look.target.database.label
@@ -237,7 +243,7 @@ def _all(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
     """Copy everything."""
     segments = opened.plan
     if segments is None:
-        segments = _parts(look)
+        segments = parts_of(look)
         opened.planned(segments)
     relay = Relay(
         look.reader,
@@ -252,13 +258,13 @@ def _all(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
     )
     expected = relay.run(alone(segments))
     whole = Digest.sum(expected.values(), COUNTED if _counted(look) else look.schema.shape)
-    _check_count(look, whole.rows)
+    check_count(look, whole.rows)
     if _counted(look):
         ctx.report.note("rows counted, not compared")
     detail = {} if look.how == "create" else {"segments": [Segment.whole().to_json()], "whole": whole.to_json()}
     if look.how == "create" and look.base.relation is not None:
         opened.belongings = read_belongings(look.snap.connection, look.base.relation, look.source.names)
-    staged = opened.close(_position(look, whole, ctx), expected, **detail, **_detail(look))
+    staged = opened.close(position_of(look, whole, ctx), expected, **detail, **detail_of(look))
     if opened.left_out:
         ctx.report.note(f"left out: {', '.join(opened.left_out)}")
     return staged
@@ -270,7 +276,8 @@ def _counted(look: Look) -> bool:
     return look.spec.proof == "count" and look.how in ("create", "truncate") and not aside
 
 
-def _parts(look: Look) -> list[Segment]:
+def parts_of(look: Look) -> list[Segment]:
+    """Split all rows of the source into parts that are copied one by one."""
     source, rows = look.source, look.spec.segment_rows
     if source.paged and source.relation is not None:
         return page_segments(source.relation, rows)
@@ -290,26 +297,26 @@ def _since_position(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
     found = scrub(look, opened, expected, ctx)
     if "scrub" in found.detail:
         ctx.report.note(found.detail["scrub"])
-    position = _position(look, None, ctx)
+    position = position_of(look, None, ctx)
     if isinstance(position, Cursor):
         position = replace(position, scrub=found.state)
-    detail = {**found.detail, **_detail(look), "soft_delete": look.spec.soft_delete}
+    detail = {**found.detail, **detail_of(look), "soft_delete": look.spec.soft_delete}
     return opened.close(position, {**expected, **found.expected}, **detail)
 
 
 def _differing(look: Look, opened: PostgresStage, request: StageRequest, ctx: Context) -> Staged | None:
     """Copy the rows that were written, or the segments that differ; when none does, only the position moves."""
     if (found := written(look, opened, ctx)) is not None:
-        _check_count(look, found.whole.rows)
-        position = _position(look, found.whole, ctx, found.read)
-        return opened.close(position, found.expected, segments=[], whole=found.whole.to_json(), **_detail(look))
+        check_count(look, found.whole.rows)
+        position = position_of(look, found.whole, ctx, found.read)
+        return opened.close(position, found.expected, segments=[], whole=found.whole.to_json(), **detail_of(look))
     segments = opened.plan
     if segments is None or segments == PLAN:
         segments = _fine(look)
         opened.planned(segments)
     ours, theirs = both_digests(look, segments)
     whole = Digest.sum(ours.values(), look.schema.shape)
-    _check_count(look, whole.rows)
+    check_count(look, whole.rows)
     again = look.spec.full_refresh and bool(look.sieve or look.held)  # the rules may be others
     different = [segment for segment in segments if again or ours[segment.id] != theirs[segment.id]]
     if not different and look.how == "interval":
@@ -328,7 +335,7 @@ def _differing(look: Look, opened: PostgresStage, request: StageRequest, ctx: Co
         expected = bring_moved(look, opened, different, expected, ctx)
     segments = [Segment.whole()] if len(different) == len(segments) else joined(different)
     detail = {"segments": [segment.to_json() for segment in segments], "whole": whole.to_json()}
-    return opened.close(_position(look, whole, ctx), expected, **detail, **_detail(look))
+    return opened.close(position_of(look, whole, ctx), expected, **detail, **detail_of(look))
 
 
 def _fine(look: Look) -> list[Segment]:
@@ -337,7 +344,7 @@ def _fine(look: Look) -> list[Segment]:
     return key_segments(look.snap.connection, look.source, look.source.pick(look.key), rows)
 
 
-def _detail(look: Look) -> dict[str, Any]:
+def detail_of(look: Look) -> dict[str, Any]:
     """Return what the publish has to know of guards and of the target as it was seen."""
     more: dict[str, Any] = {"at": look.at} if look.how == "snapshot" else {}
     if look.sieve:
@@ -354,7 +361,7 @@ def _detail(look: Look) -> dict[str, Any]:
     }
 
 
-def _position(look: Look, whole: Digest | None, ctx: Context, read: str | None = None) -> Position:
+def position_of(look: Look, whole: Digest | None, ctx: Context, read: str | None = None) -> Position:
     """Return the position of what the snapshot holds, with when the table was compared.
 
     Args:
@@ -375,7 +382,7 @@ def _position(look: Look, whole: Digest | None, ctx: Context, read: str | None =
 
 
 def _position_only(look: Look, request: StageRequest, whole: Digest, ctx: Context) -> Staged | None:
-    position = _position(look, whole, ctx)
+    position = position_of(look, whole, ctx)
     before = look.entry.position if look.entry is not None and look.entry.code == request.code else None
     same = isinstance(before, Whole) and isinstance(position, Whole) and before.digest == position.digest
     if same and touched(look.source, before, look.snap) != "yes":  # else the next look would find the same versions
@@ -400,7 +407,7 @@ def _position_only(look: Look, request: StageRequest, whole: Digest, ctx: Contex
     )
 
 
-def _check_count(look: Look, rows: int) -> None:
+def check_count(look: Look, rows: int) -> None:
     """Compare the author's count, in the same snapshot, with the rows read. Raises ProofFailed."""
     if look.spec.count is None or look.spec.mode == "backfill":
         return
