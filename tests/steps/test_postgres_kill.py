@@ -39,6 +39,7 @@ RARER = [
     for how in ("truncate", "snapshot", "interval")
     for point in ("postgres.publish.before_commit", "postgres.publish.after_commit")
 ]
+SWAPPED = [("swap", point) for point in ("postgres.stage.closed", "postgres.publish.before_commit")]
 
 
 @pytest.fixture
@@ -63,6 +64,8 @@ def prepared(pair: Copy, how: str) -> Copy:
         pair = pair.with_(mode="backfill", cursor="changed", start="2026-01-01")
     elif how in ("truncate", "snapshot"):
         pair = pair.with_(mode=how)
+    elif how == "swap":
+        execute(pair.urls[0], "insert into t select i, 'more ' || i, i from generate_series(3001, 9000) i")
     if how != "create":
         pair.run()
         execute(
@@ -70,6 +73,8 @@ def prepared(pair: Copy, how: str) -> Copy:
             "update t set v = 'changed', changed = now() where id % 3 = 0",
             "insert into t select i, 'new', i, now() from generate_series(2001, 2100) i",
         )
+        if how == "swap":
+            execute(pair.urls[0], "update t set v = 'other ' || id")
         if how == "sync":
             execute(pair.urls[0], "delete from t where id % 10 = 1")
     return pair
@@ -103,7 +108,7 @@ def history(copy: Copy) -> list[Any]:
     return [seq for (seq,) in rows(copy.urls[1], "select seq from _millrace.history order by seq")]
 
 
-@pytest.mark.parametrize(("how", "point"), [*((how, point) for point in POINTS for how in HOWS), *RARER])
+@pytest.mark.parametrize(("how", "point"), [*((how, point) for point in POINTS for how in HOWS), *RARER, *SWAPPED])
 def test_case_22_killed(pair: Copy, how: str, point: str) -> None:
     copy = prepared(pair, how)
     seq = 0 if how == "create" else 1
@@ -125,6 +130,7 @@ def test_case_22_killed(pair: Copy, how: str, point: str) -> None:
     assert equal(copy)
     assert copy.fresh().fresh
     assert clean(copy)
+    assert entry.note.startswith("by swap: 100%") == (how == "swap")
     if how == "create" and not published:
         assert any("segments kept from run" in note for note in copy.ctx.report.notes)
         assert not any("left out" in note for note in copy.ctx.report.notes)

@@ -292,6 +292,7 @@ class LedgerEntry:
         time: UTC, ISO 8601.
         quarantined: rows of its source that lie in quarantine and wait for somebody (open ones).
         witness: by what the target tells that it was not written since; None where it cannot.
+        note: how it was published, where the target chose between ways; one sentence.
     """
 
     asset: AssetId
@@ -309,6 +310,7 @@ class LedgerEntry:
     counts: Counts = Counts()
     quarantined: int = 0
     witness: Witness | None = None
+    note: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry as JSON types."""
@@ -328,6 +330,7 @@ class LedgerEntry:
             "rows": self.rows,
             "counts": self.counts.to_json(),
             "quarantined": self.quarantined,
+            "note": self.note,
         }
         return found if self.witness is None else {**found, "witness": self.witness.to_json()}
 
@@ -356,11 +359,20 @@ class LedgerEntry:
             Counts(**data["counts"]),
             data.get("quarantined", 0),
             None if witness is None else Witness(**witness),
+            data.get("note", ""),
         )
 
 
 def entry_for(
-    staged: Staged, proof: Proof, *, time: str, level: Level, digest: Digest | None, rows: int, counts: Counts
+    staged: Staged,
+    proof: Proof,
+    *,
+    time: str,
+    level: Level,
+    digest: Digest | None,
+    rows: int,
+    counts: Counts,
+    note: str = "",
 ) -> LedgerEntry:
     """Return the ledger entry that publishing `staged` makes; targets add what they proved inside the publish."""
     return LedgerEntry(
@@ -377,4 +389,5 @@ def entry_for(
         date=staged.date,
         rows=rows,
         counts=counts,
+        note=note,
     )

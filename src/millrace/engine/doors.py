@@ -264,6 +264,9 @@ class Doors:
         self.session.published.update({entry.asset: entry.seq for entry in entries})
         if entries:
             self._remember(work.step, entries)
+        for entry in entries:
+            if entry.note:
+                work.report.note(entry.note)
         self.end(work, "published", work.message)
 
     def end(self, work: Work, status: Status, message: str = "", error: MillraceError | None = None) -> None:

@@ -36,7 +36,7 @@ _EXACT = {"bool", "int2", "int4", "int8", "oid", "text", "varchar", "bytea", "uu
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What applying one stage came to."""
+    """What applying one stage came to; `note`: how, where the publish chose between ways."""
 
     counts: Counts
     level: Level
@@ -44,6 +44,7 @@ class Applied:
     rows: int
     relation: Relation | None = None
     """The table, where all of its rows were compared while nobody else could write."""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,7 +409,7 @@ def truncate(table: Table) -> Applied:
     """Delete all rows, load all of the stage's, and prove the whole table, or its number of rows."""
     refuse_referred(table.connection, table.relation, table.label)
     before = table.number(sql.SQL("select pg_catalog.count(*) from {}").format(table.relation.identifier))
-    _guard_lost(table, before)
+    guard_lost(table, before)
     table.connection.execute("set constraints all deferred")  # of tables that refer to it; checked at the commit
     deleted = table.run(sql.SQL("delete from {}").format(table.relation.identifier))
     if deleted != before:
@@ -423,7 +424,8 @@ def truncate(table: Table) -> Applied:
     return Applied(Counts(inserted, 0, deleted), "table", found, found.rows)
 
 
-def _guard_lost(table: Table, before: int) -> None:
+def guard_lost(table: Table, before: int) -> None:
+    """Refuse to end with so much fewer rows than before that `max_delete` is passed. Raises GuardRefused."""
     limit: Any = table.staged.detail.get("max_delete")
     if limit is not None:
         refuse_deletes(

@@ -43,7 +43,7 @@ _CONSTRAINTS = """
 select o.conname::text as name, o.contype::text as kind, o.convalidated as valid,
     pg_catalog.pg_get_constraintdef(o.oid) as definition
 from pg_catalog.pg_constraint o join pg_catalog.pg_class t on t.oid = o.conrelid
-where o.conrelid = %(oid)s and o.contype in ('c', 'u', 'x') and t.relkind <> 'f'
+where o.conrelid = %(oid)s and o.contype::text = any(%(kinds)s) and t.relkind <> 'f'
     and not (%(parent)s and (o.contype <> 'c' or o.connoinherit))
 order by o.contype, o.conname
 """
@@ -96,12 +96,20 @@ def read_belongings(source: Connection, relation: Relation, names: Sequence[str]
 
     Only what holds for all rows: of a table with inheriting ones nothing unique, of a foreign table no check.
     """
-    facts = {"oid": relation.oid, "parent": relation.kind == "r" and not relation.paged}
+    facts = {"oid": relation.oid, "parent": relation.kind == "r" and not relation.paged, "kinds": ["c", "u", "x"]}
     with bare_path(source), source.cursor(row_factory=dict_row) as cursor:
         columns = {row["name"]: row for row in cursor.execute(_FACTS, facts).fetchall() if row["name"] in names}
         constraints = cursor.execute(_CONSTRAINTS, facts).fetchall()
         indexes = cursor.execute(_INDEXES, facts).fetchall()
     return Belongings(columns, constraints, indexes, relation.comment)
+
+
+def read_structure(target: Connection, relation: Relation) -> Belongings:
+    """Read the constraints and indexes, primary key included, of a table that a stage is to take the place of."""
+    facts = {"oid": relation.oid, "parent": False, "kinds": ["c", "p", "u", "x"]}
+    with bare_path(target), target.cursor(row_factory=dict_row) as cursor:
+        constraints = cursor.execute(_CONSTRAINTS, facts).fetchall()
+        return Belongings({}, constraints, cursor.execute(_INDEXES, facts).fetchall())
 
 
 def make_belongings(connection: Connection, place: TableRef, found: Belongings) -> Made:

@@ -1,12 +1,12 @@
 """Publishing: one transaction that applies stages to their tables, proves the result and writes the ledger.
 
 `create` renames the proven stage into place, `position` moves nothing but the ledger; what is done to a table that is
-there stands in `apply`.
+there stands in `apply`, its exchange for the stage in `swap`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -41,6 +41,7 @@ from millrace.postgres.quarantine import Store, rules_of
 from millrace.postgres.session import Connection
 from millrace.postgres.source import Source
 from millrace.postgres.stage import staged_relation
+from millrace.postgres.swap import Swap, begin, exclusive
 
 SIFTED = ("sync", "merge", "append", "truncate")
 """How stages are applied whose bad rows can be set aside, besides `create`."""
@@ -65,7 +66,8 @@ def publish_in(
         )
     )
     by_load = {(proof.asset, proof.load): proof for proof in proofs}
-    entries = []
+    entries: list[LedgerEntry] = []
+    applied: list[tuple[Staged, Proof, Applied | Swap]] = []
     for one in sorted(staged, key=lambda one: one.asset):  # in one order: two groups do not deadlock
         ledger.lock(connection, one.asset)
         earlier = ledger.published(connection, one.asset, one.load)
@@ -78,20 +80,22 @@ def publish_in(
         proof = by_load.get((one.asset, one.load))
         if proof is None or proof.digest is None or proof.digest.rows != sum(d.rows for d in one.expected.values()):
             raise ProofFailed(f"{one.asset} was not proven, so it is not published", where=str(one.asset))
-        done = _apply(connection, ledger, one, found)
+        applied.append((one, proof, _apply(connection, ledger, one, found)))
+    for one, proof, result in _finished(connection, ledger, applied):
         entry = entry_for(
             one,
             proof,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
-            level=done.level,
-            digest=done.digest,
-            rows=done.rows,
-            counts=done.counts,
+            level=result.level,
+            digest=result.digest,
+            rows=result.rows,
+            counts=result.counts,
+            note=result.note,
         )
         entry = replace(entry, quarantined=Store(connection, ledger, one.asset).counts()["open"])
-        if done.relation is not None:
-            columns = done.relation.pick(one.schema.names)
-            table = Source(str(one.asset), columns, done.relation, database=ledger.label)
+        if result.relation is not None:
+            columns = result.relation.pick(one.schema.names)
+            table = Source(str(one.asset), columns, result.relation, database=ledger.label)
             entry = replace(entry, witness=witness(connection, table))
         ledger.write(connection, entry)
         entries.append(entry)
@@ -99,16 +103,34 @@ def publish_in(
     return tuple(sorted(entries, key=lambda entry: order[entry.asset]))
 
 
-def _apply(connection: Connection, ledger: Ledger, staged: Staged, found: LedgerEntry | None) -> Applied:
+def _finished(
+    connection: Connection, ledger: Ledger, applied: Sequence[tuple[Staged, Proof, Applied | Swap]]
+) -> Iterator[tuple[Staged, Proof, Applied]]:
+    """Exchange tables when all else is done: readers have to wait from then until the commit."""
+    swaps = [done for _, _, done in applied if isinstance(done, Swap)]
+    refused = exclusive(connection, swaps) if swaps else None
+    for one, proof, done in sorted(applied, key=lambda item: isinstance(item[2], Swap)):
+        if not isinstance(done, Swap):
+            yield one, proof, done
+            continue
+        result, exchanged = done.finish(refused)
+        row = row_of(connection, ledger, one.asset, lock=True)
+        if row is None:
+            raise gone(one.asset)
+        forget(connection, ledger, row, table=not exchanged)
+        yield one, proof, result
+
+
+def _apply(connection: Connection, ledger: Ledger, staged: Staged, found: LedgerEntry | None) -> Applied | Swap:
     if staged.how == "position":
         return _position(connection, ledger, staged)
     row = row_of(connection, ledger, staged.asset, lock=True)
     if row is None or row.staged is None or row.token != staged.detail["token"]:
         raise gone(staged.asset)
     if staged.how == "create":
-        done = _create(connection, ledger, staged)
+        made = _create(connection, ledger, staged)
         forget(connection, ledger, row, table=False)
-        return done
+        return made
     apply: dict[str, Callable[[Table], Applied]] = {
         "sync": sync,
         "merge": merge,
@@ -123,9 +145,14 @@ def _apply(connection: Connection, ledger: Ledger, staged: Staged, found: Ledger
         history.create(connection, ledger, staged)
         Store(connection, ledger, staged.asset).clear()
     table = open_table(connection, ledger, staged, found)
-    if staged.how in SIFTED:
-        set_aside(table)
-    done = _less(apply[staged.how](table), table.store)
+    if staged.detail.get("swap") and table.store.empty:
+        done = begin(table, ledger, apply[staged.how])
+        if isinstance(done, Swap):
+            return done
+    else:
+        if staged.how in SIFTED:
+            set_aside(table)
+        done = _less(apply[staged.how](table), table.store)
     forget(connection, ledger, row)
     return done
 

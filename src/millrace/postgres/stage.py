@@ -25,7 +25,7 @@ from millrace.core.secrets import redact
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import Staged
 from millrace.errors import KeyInvalid
-from millrace.postgres.belongings import Belongings, Made, make_belongings
+from millrace.postgres.belongings import Belongings, Made, make_belongings, read_structure
 from millrace.postgres.catalog import PgColumn, Relation, describe
 from millrace.postgres.ddl import cut
 from millrace.postgres.digest import digest_of, digest_query, row_hash, shape
@@ -49,6 +49,8 @@ class PostgresStage:
         plan: the segments of an earlier attempt, when this one goes on from it; else None.
         earlier: the run whose stage was taken over, or None.
         belongings: what a new table gets when it is closed, beside its columns and key.
+        alike: the hidden table is made like the existing one, so that it may take its place.
+        swap: it is to do so: when it is closed it gets that one's constraints and indexes.
         left_out: what a new table lacks of the source's, each with the reason; complete when it is closed.
     """
 
@@ -61,6 +63,7 @@ class PostgresStage:
         *,
         target: str,
         earlier: StageRow | None,
+        alike: bool = False,
     ) -> None:
         self._sessions = sessions
         self._database = database = sessions.database
@@ -75,6 +78,8 @@ class PostgresStage:
         self.plan = None if earlier is None or earlier.plan is None else [Segment.from_json(s) for s in earlier.plan]
         self.heart = Heart(database, ledger, request.asset, row.token)
         self.belongings: Belongings | None = None
+        self.alike = alike
+        self.swap = False
         self.left_out: list[str] = []
 
     @property
@@ -315,6 +320,8 @@ class PostgresStage:
     def _finish(self, connection: Connection) -> list[list[str]]:
         """Build the key and what else belongs to the table; return the names that indexes have and are to have."""
         connection.execute(sql.SQL("set local maintenance_work_mem = {}").format(sql.Literal(SORT_MEMORY)))
+        if self.swap:
+            return self._build_alike(connection)
         self._build_key(connection)
         if self._request.how != "create":
             return []
@@ -324,6 +331,18 @@ class PostgresStage:
         for column in self._described(connection):
             if column.identity or (belongings is not None and belongings.columns[column.name]["own"]):
                 set_sequence(connection, self.identifier, column.name)
+        return [list(pair) for pair in made.names]
+
+    def _build_alike(self, connection: Connection) -> list[list[str]]:
+        """Build the constraints and indexes of the existing table; what cannot be made shows at the publish."""
+        there = describe(connection, TableRef(self.asset.layer, self.asset.name), label=self._database.label)
+        try:
+            made = make_belongings(connection, self.place, read_structure(connection, there))
+        except psycopg.errors.UniqueViolation as error:
+            key = ", ".join(sql_name(name) for name in self.key)
+            if key and (error.diag.message_detail or "").startswith(f"Key ({key})="):
+                raise self._no_key(error) from error
+            raise
         return [list(pair) for pair in made.names]
 
     def _build_key(self, connection: Connection) -> None:

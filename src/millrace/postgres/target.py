@@ -41,6 +41,7 @@ from millrace.postgres.session import Connection, Database, translate, translate
 from millrace.postgres.sessions import Sessions
 from millrace.postgres.sqlstates import grant
 from millrace.postgres.stage import PostgresStage, staged_relation
+from millrace.postgres.swap import create_alike
 from millrace.postgres.usertypes import bring_types, types_there
 
 ATTEMPTS = 8  # of a publish that meets locks; with the waits between them some ten seconds
@@ -98,6 +99,7 @@ class PostgresTarget:
         *,
         origin: str,
         altered: bool = False,
+        alike: bool = False,
     ) -> PostgresStage:
         """Make the asset's stage, or go on from what a dead attempt left.
 
@@ -108,6 +110,7 @@ class PostgresTarget:
             origin: fingerprint of what is staged (source, condition, columns, position); a stage of another origin is
                 dropped.
             altered: the publish alters the target's columns to those of the stage.
+            alike: the stage is made like the existing table, so that it may take its place.
 
         Raises:
             TargetBusy: a live run is at it.
@@ -131,12 +134,17 @@ class PostgresTarget:
                     create_table(inside, place, columns, types)
                 else:
                     there = describe(inside, TableRef(asset.layer, asset.name), label=label)
-                    create_like(inside, place, there, request.schema.names)
+                    if alike:
+                        create_alike(inside, place, there)
+                    else:
+                        create_like(inside, place, there, request.schema.names)
 
             doing = f"make a stage of {asset}"
             with translated(label, doing, connection=connection, privilege="CREATE"):
                 taken = ownership.take(connection, self.book, request, origin, make)
-        opened = PostgresStage(self.sessions, self.book, request, taken.row, target=self.name, earlier=taken.earlier)
+        opened = PostgresStage(
+            *(self.sessions, self.book, request, taken.row), target=self.name, earlier=taken.earlier, alike=alike
+        )
         self._hearts[taken.row.token] = opened.heart
         return opened
 

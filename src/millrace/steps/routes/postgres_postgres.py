@@ -14,13 +14,13 @@ What was staged by an attempt that died is kept where its digest still is the so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from psycopg import sql
 
 from millrace.core.digest import COUNTED, Digest
+from millrace.core.names import fingerprint
 from millrace.core.plan import Freshness, Step
 from millrace.core.ports import Context, StageRequest
 from millrace.core.position import Cursor, Position, Whole
@@ -30,30 +30,34 @@ from millrace.core.staged import Counts, Staged
 from millrace.errors import ProofFailed, UsageError
 from millrace.postgres.apply import fits_of, refuse_deletes, refuse_first_contact, refuse_referred
 from millrace.postgres.belongings import read_belongings
-from millrace.postgres.deletes import alive
-from millrace.postgres.digest import row_hash
 from millrace.postgres.heap import UNTOUCHED, touched
 from millrace.postgres.keys import check_key
 from millrace.postgres.newest import misplaced, told
-from millrace.postgres.parts import Part, alone, gathered, joined
+from millrace.postgres.parts import alone, gathered, joined
 from millrace.postgres.reader import PostgresReader
-from millrace.postgres.segments import key_hash, key_segments, page_segments
-from millrace.postgres.session import Connection, translated
-from millrace.postgres.source import Source, author_select
+from millrace.postgres.segments import key_segments, page_segments
+from millrace.postgres.session import translated
+from millrace.postgres.source import author_select
 from millrace.postgres.stage import PostgresStage
 from millrace.postgres.target import PostgresTarget
 from millrace.postgres.types import wire
 from millrace.steps.routes.postgres_backfill import bring_moved
+from millrace.steps.routes.postgres_compare import compare, compare_interval, count_rows
 from millrace.steps.routes.postgres_look import Look, both_digests, look_at, whole_digest_there
 from millrace.steps.routes.postgres_scrub import rows_of, scrub
+from millrace.steps.routes.postgres_swap import (
+    ALL,
+    MOST,
+    differing_share,
+    expected_share,
+    fine_segments,
+    why_not,
+    words,
+)
 from millrace.steps.routes.postgres_written import PLAN, written
 from millrace.steps.routes.relay import Relay
 from millrace.steps.scrubbing import moment, said_due, state_of
 from millrace.steps.spec import CopySpec
-
-FINER = 25  # segments that are compared are so much smaller than those that are copied: 10,000 rows
-FETCH = 20_000  # rows of a server-side cursor's batch, of two integers each
-
 
 # freshness
 
@@ -92,7 +96,7 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget, *, now
         rows = look.base.relation.rows if look.base.relation is not None else None
 
         def answer(is_fresh: bool, reason: str, moves: int | None = rows, more: str = "") -> Freshness:
-            publishes = f"{PUBLISHES[look.how]} · {wire(look.source.columns)}"
+            publishes = f"{_publishes(look, is_fresh)} · {wire(look.source.columns)}"
             proves = "the number of rows; none is compared" if _counted(look) else PROVES[look.how]
             return Freshness(is_fresh, reason, moves, publishes, proves + more)
 
@@ -105,6 +109,18 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget, *, now
                 return answer(False, f"{said} is due", 0) if due else answer(True, "nothing changed", 0)
             return answer(False, f"since {look.since.told}", moves, f" · {said}" if said else "")
         return answer(*_compared(look))
+
+
+def _publishes(look: Look, is_fresh: bool) -> str:
+    """Say how it would be published, and why that way where there are two."""
+    usual = PUBLISHES[look.how]
+    if is_fresh or (reason := why_not(look)) is None:
+        return usual
+    if look.how == "truncate":
+        return f"{usual}, not by swap: {reason}" if reason else f"by swap: {ALL}"
+    if (share := expected_share(look)) <= MOST:
+        return f"{usual}, about {share:.0%}"
+    return f"{usual}, about {share:.0%}; not by swap: {reason}" if reason else f"by swap: about {words(share)}"
 
 
 def _compared(look: Look) -> tuple[bool, str, int | None]:
@@ -177,8 +193,13 @@ def stage(
             code=step.code,
             date=ctx.logical_time[:10] if step.dated else None,
         )
+        against = why_not(look)
+        alike = against == ""
         opened = target.open_stage(
-            request, look.source.columns, look.snap.connection, origin=look.origin, altered=bool(look.alter)
+            *(request, look.source.columns, look.snap.connection),
+            origin=fingerprint(look.origin, "alike") if alike else look.origin,
+            altered=bool(look.alter),
+            alike=alike,
         )
         try:
             staged = _fill(look, opened, request, ctx)
@@ -262,6 +283,10 @@ def _all(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
     if _counted(look):
         ctx.report.note("rows counted, not compared")
     detail = {} if look.how == "create" else {"segments": [Segment.whole().to_json()], "whole": whole.to_json()}
+    if opened.alike:
+        opened.swap, detail["swap"] = True, ALL
+    elif reason := why_not(look):
+        ctx.report.note(f"row by row: {reason}")
     if look.how == "create" and look.base.relation is not None:
         opened.belongings = read_belongings(look.snap.connection, look.base.relation, look.source.names)
     staged = opened.close(position_of(look, whole, ctx), expected, **detail, **detail_of(look))
@@ -312,7 +337,7 @@ def _differing(look: Look, opened: PostgresStage, request: StageRequest, ctx: Co
         return opened.close(position, found.expected, segments=[], whole=found.whole.to_json(), **detail_of(look))
     segments = opened.plan
     if segments is None or segments == PLAN:
-        segments = _fine(look)
+        segments = fine_segments(look)
         opened.planned(segments)
     ours, theirs = both_digests(look, segments)
     whole = Digest.sum(ours.values(), look.schema.shape)
@@ -326,6 +351,14 @@ def _differing(look: Look, opened: PostgresStage, request: StageRequest, ctx: Co
         return _position_only(look, request, whole, ctx)
     word = "differs" if len(different) == 1 else "differ"
     ctx.report.note(look.compared(f"{len(different)} of {len(segments)} segments {word}"))
+    detail: dict[str, Any] = {}
+    reason = "" if opened.alike else why_not(look)
+    part = sum(ours[segment.id].rows for segment in different) / max(1, whole.rows)
+    if reason is not None and (share := differing_share(look, different, part)) > MOST:
+        if reason:
+            ctx.report.note(f"row by row: {share:.0%} differ, but {reason}")
+        else:
+            opened.swap, detail["swap"], different = True, words(share), segments
     relay = Relay(look.reader, look.snap, look.source, look.key, opened, ctx, look.spec.workers)
     parts = gathered(different, look.spec.segment_rows, look.spec.workers)
     form = look.schema.shape
@@ -334,14 +367,8 @@ def _differing(look: Look, opened: PostgresStage, request: StageRequest, ctx: Co
     if look.how == "interval":
         expected = bring_moved(look, opened, different, expected, ctx)
     segments = [Segment.whole()] if len(different) == len(segments) else joined(different)
-    detail = {"segments": [segment.to_json() for segment in segments], "whole": whole.to_json()}
+    detail |= {"segments": [segment.to_json() for segment in segments], "whole": whole.to_json()}
     return opened.close(position_of(look, whole, ctx), expected, **detail, **detail_of(look))
-
-
-def _fine(look: Look) -> list[Segment]:
-    """Split by key, finely: one grouped scan digests many segments as fast as few, and less is copied."""
-    rows = max(1, look.spec.segment_rows // FINER)
-    return key_segments(look.snap.connection, look.source, look.source.pick(look.key), rows)
 
 
 def detail_of(look: Look) -> dict[str, Any]:
@@ -441,82 +468,25 @@ def dry_run(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> C
         look = found.narrowed() if found.alter else found
         look.left_out()
         if look.relation is None:
-            return Counts(inserted=_count(look.snap.connection, look.source))
+            return Counts(inserted=count_rows(look.snap.connection, look.source))
         with target.connect("dry run") as there:
             if look.how == "truncate":
-                counts = Counts(_count(look.snap.connection, look.source), 0, _count(there, look.target_source))
+                counts = Counts(count_rows(look.snap.connection, look.source), 0, count_rows(there, look.target_source))
                 if not spec.allow_deletes:
                     lost = counts.deleted - counts.inserted
                     refuse_deletes(spec.asset.layer, spec.asset.name, lost, counts.deleted, spec.max_delete)
                 return counts
             if look.since is not None:
-                return _compare(look, there)
-            segments = _fine(look)
+                return compare(look, there)
+            segments = fine_segments(look)
             ours, theirs = both_digests(look, segments)
             total = Counts()
             different = [segment for segment in segments if ours[segment.id] != theirs[segment.id]]
             scans = -(-sum(segment.rows for segment in different) // spec.segment_rows)  # of what fits into memory
             for part in gathered(different, spec.segment_rows, scans):
-                one = (_compare_interval if look.how == "interval" else _compare)(look, there, part)
+                one = (compare_interval if look.how == "interval" else compare)(look, there, part)
                 total = Counts(total.inserted + one.inserted, total.updated + one.updated, total.deleted + one.deleted)
             if total.deleted and not spec.allow_deletes:
                 before = sum(digest.rows for digest in theirs.values())
                 refuse_deletes(spec.asset.layer, spec.asset.name, total.deleted, before, spec.max_delete)
             return total
-
-
-def _count(connection: Connection, source: Source) -> int:
-    found = connection.execute(source.select([sql.SQL("pg_catalog.count(*)")])).fetchone()
-    return int(found[0]) if found else 0
-
-
-def _compare(look: Look, there: Connection, part: Part | None = None) -> Counts:
-    """Compare row hashes by key hash, of one part or of the changes."""
-    left, right = look.wanted(), look.target_source
-    marked = None if look.since is None or look.spec.soft_delete is None else look.spec.soft_delete
-    where = None if part is None else part.predicate(look.source.pick(look.key))
-    where_there = None if part is None else part.predicate(right.pick(look.key))
-    wanted = dict(_hashes(look.snap.connection, alive(left, marked), look.key, where, "ours"))
-    all_ours = wanted if marked is None else dict(_hashes(look.snap.connection, left, look.key, where, "marked"))
-    inserted, updated, deleted = len(wanted), 0, 0
-    with there.transaction():
-        for key, row in _hashes(there, right, look.key, where_there, "theirs"):
-            found = wanted.get(key)
-            if found is None:
-                deleted += look.how != "merge" or (marked is not None and key in all_ours)
-            else:
-                inserted -= 1
-                updated += found != row
-    if look.how == "append":
-        updated = 0
-    return Counts(inserted, updated, deleted if look.how in ("sync", "snapshot", "merge") else 0)
-
-
-def _compare_interval(look: Look, there: Connection, part: Part) -> Counts:
-    """Compare an interval; rows that came into it or left it are updates."""
-    here, target = look.snap.connection, look.target_source
-    wanted = dict(_hashes(here, look.source, look.key, part.predicate(look.source.pick(look.key)), "ours"))
-    with there.transaction():
-        inside = {key for key, _ in _hashes(there, target, look.key, part.predicate(target.pick(look.key)), "inside")}
-        known = [
-            wanted[key] != row
-            for key, row in _hashes(there, replace(target, where=None), look.key, None, "theirs")
-            if key in wanted
-        ]
-    lost = inside - wanted.keys()
-    left = (
-        sum(1 for key, _ in _hashes(here, look.everywhere, look.key, None, "everywhere") if key in lost) if lost else 0
-    )
-    return Counts(len(wanted) - len(known), sum(known) + left, len(lost) - left)
-
-
-def _hashes(
-    connection: Connection, source: Source, key: Sequence[str], where: sql.Composable | None, name: str
-) -> Iterator[tuple[int, int]]:
-    query = source.select([key_hash(source.pick(key)), row_hash(source.columns)], where)
-    with (
-        translated(source.database, f"compare {source.label}", connection=connection),
-        connection.cursor(f"millrace_{name}") as cursor,
-    ):
-        cursor.itersize = FETCH
-        yield from cursor.execute(query)

@@ -62,7 +62,8 @@ class Relay:
         self._ctx = ctx
         self._workers = max(1, workers)
         self._counts: dict[SegmentId, Digest] | None = {} if counted else None
-        computed = stage.computed() if new and any(column.generated for column in source.columns) else frozenset()
+        generated = stage.alike or (new and any(column.generated for column in source.columns))
+        computed = stage.computed() if generated else frozenset()
         self._columns = tuple(column for column in source.columns if column.name not in computed)
         stage.left_out += [
             f"expression of {sql_name(column.name)} (now a plain column)"
