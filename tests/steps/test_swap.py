@@ -14,7 +14,7 @@ import pytest
 from doors import Copy, execute, leftovers, rows, table
 
 from millrace.core.staged import Counts
-from millrace.errors import GuardRefused
+from millrace.errors import GuardRefused, KeyInvalid
 from millrace.postgres import swap
 from millrace.postgres.portrait import against
 from millrace.testing.servers import debian_bin, embedded_bin
@@ -213,9 +213,16 @@ def test_what_comes_between_the_stage_and_the_publish_is_seen(plain: Copy) -> No
     assert leftovers(url) == []
 
 
-def test_a_reader_is_never_failed_and_sees_all_or_nothing(plain: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_is_never_failed_and_sees_all_or_nothing(
+    pair: Copy, roles: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also one whose snapshot is older than the stage: the table is exchanged when it has ended, or not at all."""
-    url = plain.urls[1]
+    url, name = pair.urls[1], roles["boss"]
+    execute(url, f"alter role {name} login; grant create on schema public to {name}")
+    execute(url, f"grant create on database {url.rpartition('/')[2]} to {name}")
+    plain = Copy(pair.urls[0], url.replace("postgres@", f"{name}@"))  # which sees little of others' sessions
+    plain.run()
+    execute(pair.urls[0], CHANGE)
     sums = "select count(*), sum(amount) from t"
     before, seen, failed, stop = rows(url, sums)[0], set(), [], threading.Event()
 
@@ -281,7 +288,17 @@ def test_guards_modes_and_keys(plain: Copy) -> None:
     entry = allowed.run()  # into a small table: SMALLEST
     assert entry is not None
     assert (entry.note, entry.counts) == ("", Counts(15000, 0, 0))
-    execute(source, "update t set name = 'all'")
+    execute(source, "alter table t drop constraint t_pkey", "alter table t alter id drop not null")
+    keyed = allowed.with_(key=("id",))
+    for change, said in (("null", "it holds nulls"), ("1", "two rows have the same")):
+        execute(
+            source, f"update t set name = 'any', id = {change} where id = 2 or id is null", "update t set name = 'x'"
+        )
+        with pytest.raises(KeyInvalid, match=said):
+            keyed.run()
+    assert leftovers(url) == []
+    execute(source, "update t set id = 2 where ctid = (select max(ctid) from t where id = 1)")
+    execute(source, "alter table t add primary key (id)", "update t set name = 'all'")
     truncating = allowed.with_(mode="truncate")
     assert truncating.fresh().publishes.startswith("by swap: all rows are loaded, nothing depends on it")
     entry = truncating.run()

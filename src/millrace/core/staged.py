@@ -364,15 +364,7 @@ class LedgerEntry:
 
 
 def entry_for(
-    staged: Staged,
-    proof: Proof,
-    *,
-    time: str,
-    level: Level,
-    digest: Digest | None,
-    rows: int,
-    counts: Counts,
-    note: str = "",
+    staged: Staged, proof: Proof, *, time: str, level: Level, digest: Digest | None, rows: int, counts: Counts
 ) -> LedgerEntry:
     """Return the ledger entry that publishing `staged` makes; targets add what they proved inside the publish."""
     return LedgerEntry(
@@ -389,5 +381,4 @@ def entry_for(
         date=staged.date,
         rows=rows,
         counts=counts,
-        note=note,
     )

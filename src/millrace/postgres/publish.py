@@ -90,9 +90,9 @@ def publish_in(
             digest=result.digest,
             rows=result.rows,
             counts=result.counts,
-            note=result.note,
         )
-        entry = replace(entry, quarantined=Store(connection, ledger, one.asset).counts()["open"])
+        aside = Store(connection, ledger, one.asset).counts()["open"]
+        entry = replace(entry, quarantined=aside, note=result.note)
         if result.relation is not None:
             columns = result.relation.pick(one.schema.names)
             table = Source(str(one.asset), columns, result.relation, database=ledger.label)

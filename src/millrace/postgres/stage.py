@@ -24,7 +24,7 @@ from millrace.core.schema import Schema
 from millrace.core.secrets import redact
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import Staged
-from millrace.errors import KeyInvalid
+from millrace.errors import ContractBroken, KeyInvalid
 from millrace.postgres.belongings import Belongings, Made, make_belongings, read_structure
 from millrace.postgres.catalog import PgColumn, Relation, describe
 from millrace.postgres.ddl import cut
@@ -181,11 +181,18 @@ class PostgresStage:
 
         Raises:
             SeqMoved: somebody else has taken the stage.
+            KeyInvalid: a null in the key of a stage that is made like its table.
             Interrupted, MillraceError: see `pump.relay`.
         """
         self._begin(target)
         into = copy_in(self.identifier, [sql.Identifier(name) for name in columns], binary=binary)
-        count = relay(source, query, target, into, labels=labels, progress=progress, stopping=stopping)
+        try:
+            count = relay(source, query, target, into, labels=labels, progress=progress, stopping=stopping)
+        except ContractBroken as error:
+            cause = error.__cause__
+            if isinstance(cause, psycopg.errors.NotNullViolation) and cause.diag.column_name in self.key:
+                raise self._no_key(cause) from error
+            raise
         self._end(target, segment, count)
         return count
 

@@ -243,7 +243,7 @@ _SNAPSHOTS = """
 select a.pid, l.virtualxid, a.backend_xmin::text from pg_catalog.pg_stat_activity a
 join pg_catalog.pg_locks l on l.pid = a.pid and l.locktype = 'virtualxid' and l.mode = 'ExclusiveLock'
 where a.datname = pg_catalog.current_database() and a.pid <> pg_catalog.pg_backend_pid()
-    and a.backend_type <> 'autovacuum worker' and a.backend_xmin is not null
+    and a.usesysid is not null and a.backend_xmin is not null  -- vacuum has no user, and reads nobody's rows
 """
 
 
