@@ -344,17 +344,16 @@ class LedgerEntry:
         check_format(data["format"], f"the ledger entry of {'.'.join(data['asset'])}")
         digest, witness = data["digest"], data.get("witness")
         return cls(
-            AssetId(*data["asset"]),
-            data["seq"],
-            int(data["load"]),
-            position_from_json(data["position"]),
-            dict(data["inputs"]),
-            None if digest is None else Digest.from_json(digest),
-            *(data[name] for name in ("level", "time", "run", "code", "date", "rows")),
-            Counts(**data["counts"]),
-            data.get("quarantined", 0),
-            None if witness is None else Witness(**witness),
-            data.get("note", ""),
+            asset=AssetId(*data["asset"]),
+            load=int(data["load"]),
+            position=position_from_json(data["position"]),
+            inputs=dict(data["inputs"]),
+            digest=None if digest is None else Digest.from_json(digest),
+            counts=Counts(**data["counts"]),
+            quarantined=data.get("quarantined", 0),
+            witness=None if witness is None else Witness(**witness),
+            note=data.get("note", ""),
+            **{name: data[name] for name in ("seq", "level", "time", "run", "code", "date", "rows")},
         )
 
 
