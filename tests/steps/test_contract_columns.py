@@ -84,6 +84,52 @@ def test_case_20_new_columns_are_left_out(pair: Copy) -> None:
     assert pair.fresh().fresh
 
 
+def test_case_20_types_of_the_users_own_change(db15: str, other18: str) -> None:
+    execute(
+        db15,
+        "create type mood as enum ('low', 'high')",
+        "create domain small as int constraint few check (value < 5)",
+        "create type pair as (a int, b int)",
+        "create table t (id int primary key, m mood[], s small, p pair)",
+        "insert into t select i, '{low}', 1, '(1,1)' from generate_series(1, 50) i",
+    )
+    copy = Copy(db15, other18, mode="incremental", cursor="id", verify=None)
+    copy.run()
+    execute(db15, "alter type mood add value 'mid' before 'high'", "update t set m = '{mid,low}' where id = 7")
+    with pytest.raises(ContractBroken, match=r"types of public\.t are others") as caught:
+        copy.run()
+    assert "the enum public.mood has no value 'mid'" in str(caught.value)
+    assert "alter type" in str(caught.value)
+    evolving = copy.with_(type_changes="evolve")
+    evolving.run()
+    execute(db15, "alter type mood rename value 'low' to 'calm'")
+    assert not evolving.fresh().fresh
+    evolving.run()
+    assert evolving.fresh().fresh
+    assert equal(copy)
+    words = "select string_agg(enumlabel, ' ' order by enumsortorder) from pg_enum where enumtypid = 'mood'::regtype"
+    assert rows(other18, words) == [("calm low mid high",)]
+    for change, said, statement in (
+        ("alter domain small drop constraint few; update t set s = 9 where id = 8", "few", "drop constraint few;"),
+        (
+            "alter type pair add attribute c text; update t set p = '(1,1,x)' where id = 9",
+            "(a integer, b integer)",
+            ' add attribute "c" "pg_catalog"."text";',
+        ),
+    ):
+        execute(db15, *change.split("; "))
+        with pytest.raises(ContractBroken, match="are others") as caught:
+            evolving.run()
+        assert said in str(caught.value)
+        assert caught.value.hint is not None
+        found = caught.value.hint.removeprefix("run it there first: ")
+        assert found.endswith(statement)
+        execute(other18, found)
+        evolving.run()
+        assert equal(copy)
+    assert leftovers(other18) == []
+
+
 PROJECT = {
     "millrace.yaml": """
 version: 1

@@ -281,3 +281,124 @@ def _range(found: _Type, subtype: PgColumn, one: tuple[str, str]) -> sql.Composa
     if found.multirange is not None:
         more.append(sql.SQL(", multirange_type_name = {}").format(sql.Identifier(one[0], found.multirange)))
     return sql.Composed(more)
+
+
+# types that are there, and are others
+
+
+@dataclass(frozen=True, slots=True)
+class TypeDifference:
+    """What a type of the user's lacks in the target.
+
+    Attributes:
+        what: in words.
+        statement: what would make it as in the source; None: no statement does.
+        adds: whether it only adds a word to an enum, which changes no row.
+    """
+
+    what: str
+    statement: sql.Composed | None = None
+    adds: bool = False
+
+
+def type_differences(
+    source: Connection, target: Connection, columns: Sequence[PgColumn], *, label: str
+) -> list[TypeDifference]:
+    """Compare the user's own types of some columns, and what they are made of, as far as values could not be taken.
+
+    Args:
+        source, target: pinned; both are only read.
+        columns: as the source describes them.
+        label: what messages call the target.
+    """
+    found: list[TypeDifference] = []
+    seen: set[tuple[str, str]] = set()
+    waiting = [named(column) for column in columns]
+    while waiting:
+        one = waiting.pop()
+        if one[0] == "pg_catalog" or one in seen:
+            continue
+        seen.add(one)
+        ours, theirs = _facts(source, one), _facts(target, one)
+        if ours is None or ours.extension is not None:
+            continue
+        parts = ours.parts(source, label)
+        waiting += [named(part) for part in parts]
+        if theirs is not None:
+            found += _compared(one, ours, theirs, parts, theirs.parts(target, label))
+    return found
+
+
+def _facts(connection: Connection, one: tuple[str, str]) -> _Type | None:
+    with bare_path(connection), connection.cursor(row_factory=class_row(_Type)) as cursor:
+        return cursor.execute(_FACTS, {"schema": one[0], "name": one[1]}).fetchone()
+
+
+def _compared(
+    one: tuple[str, str],
+    ours: _Type,
+    theirs: _Type,
+    parts: Sequence[PgColumn],
+    there: Sequence[PgColumn],
+) -> list[TypeDifference]:
+    name, said = sql.Identifier(*one), sql_name(*one)
+    if ours.typtype == theirs.typtype == "e":
+        return _words(name, said, ours.labels, theirs.labels)
+    if ours.typtype == theirs.typtype == "d":
+        return _domains(name, said, ours, theirs, parts[0], there[0])
+    if ours.typtype == theirs.typtype == "c":
+        return _attributes(name, said, parts, there)
+    return []
+
+
+def _words(name: sql.Identifier, said: str, ours: Sequence[str], theirs: Sequence[str]) -> list[TypeDifference]:
+    found = []
+    for place, word in enumerate(ours):
+        if word in theirs:
+            continue
+        side, other = ("after", ours[place - 1]) if place else ("before", theirs[0] if theirs else "")
+        beside = sql.SQL(f" {side} {{}}").format(sql.Literal(other)) if place or theirs else sql.SQL("")
+        statement = sql.SQL("alter type {} add value if not exists {}{}").format(name, sql.Literal(word), beside)
+        found.append(TypeDifference(f"the enum {said} has no value {word!r}", statement, adds=True))
+    return found
+
+
+def _domains(
+    name: sql.Identifier, said: str, ours: _Type, theirs: _Type, base: PgColumn, there: PgColumn
+) -> list[TypeDifference]:
+    if base.type != there.type:
+        return [TypeDifference(f"the domain {said} is of {there.type}, in the source of {base.type}")]
+    found = []
+    if theirs.not_null and not ours.not_null:
+        statement = sql.SQL("alter domain {} drop not null").format(name)
+        found.append(TypeDifference(f"the domain {said} takes no null", statement))
+    for check in theirs.checks:
+        if check not in ours.checks:
+            constraint = check.removeprefix("constraint ").partition(" CHECK")[
+                0
+            ]  # quoted by the server where it must be
+            statement = sql.SQL("alter domain {} drop constraint {}").format(name, sql.SQL(constraint))
+            found.append(TypeDifference(f"the domain {said} has a {check}, which the source has not", statement))
+    return found
+
+
+def _attributes(
+    name: sql.Identifier, said: str, parts: Sequence[PgColumn], there: Sequence[PgColumn]
+) -> list[TypeDifference]:
+    ours, theirs = [part.type for part in parts], [part.type for part in there]
+    if ours == theirs:
+        return []
+    statement = None
+    if ours[: len(theirs)] == theirs:
+        more = [
+            sql.SQL("add attribute {} {}").format(part.identifier, type_of(part, named(part)[0]))
+            for part in parts[len(there) :]
+        ]
+        statement = sql.SQL("alter type {} {}").format(name, sql.SQL(", ").join(more))
+    return [
+        TypeDifference(f"the type {said} has the attributes {_shown(there)}, the source {_shown(parts)}", statement)
+    ]
+
+
+def _shown(parts: Sequence[PgColumn]) -> str:
+    return f"({', '.join(f'{sql_name(part.name)} {part.type}' for part in parts)})"

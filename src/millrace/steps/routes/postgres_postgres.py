@@ -27,7 +27,7 @@ from millrace.core.position import Cursor, Position, Whole
 from millrace.core.scrub import Scrub
 from millrace.core.segment import Segment
 from millrace.core.staged import Counts, Staged
-from millrace.errors import ProofFailed, UsageError
+from millrace.errors import ContractBroken, ProofFailed, UsageError
 from millrace.postgres.apply import fits_of, refuse_deletes, refuse_first_contact, refuse_referred
 from millrace.postgres.belongings import read_belongings
 from millrace.postgres.heap import UNTOUCHED, touched
@@ -54,6 +54,7 @@ from millrace.steps.routes.postgres_swap import (
     why_not,
     words,
 )
+from millrace.steps.routes.postgres_types import add_words, other_types
 from millrace.steps.routes.postgres_written import PLAN, written
 from millrace.steps.routes.relay import Relay
 from millrace.steps.scrubbing import moment, said_due, state_of
@@ -195,6 +196,7 @@ def stage(
         )
         against = why_not(look)
         alike = against == ""
+        add_words(look)
         opened = target.open_stage(
             *(request, look.source.columns, look.snap.connection),
             origin=fingerprint(look.origin, "alike") if alike else look.origin,
@@ -205,6 +207,8 @@ def stage(
             staged = _fill(look, opened, request, ctx)
         except BaseException as error:
             target.give_up(opened, error)
+            if isinstance(error, ContractBroken) and (reason := other_types(look, error)) is not None:
+                raise reason from error
             raise
         if staged is None or staged.how == "position":
             target.forget(opened)
