@@ -10,7 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from millrace.app import copy_table, export_files, import_files
+from millrace.app import copy_table, export_files, export_set, import_files, import_set
+from millrace.core.events import listen
 from millrace.errors import ContractBroken, GuardRefused, KeyInvalid, NotFound, ProofFailed, UsageError
 from millrace.steps.spec import CopyOptions
 
@@ -161,3 +162,96 @@ def test_the_commands_and_a_kill_between_files(millrace: Any, ends: tuple[str, s
     assert texts(target) == texts(source)
     found = json.loads(millrace("import", "out", "env:DST", "--json", DST=target).out)
     assert found["published"] is False
+
+
+SHOP = """
+create schema sales; create schema "odd/""schema";
+create table sales.customers (id int primary key, name text not null);
+create table sales.orders (id int primary key, customer int references sales.customers (id), amount numeric(12, 2));
+create table sales.log (line text);
+create table sales.tmp_x (id int primary key);
+create view sales.everything as select 1 as a;
+create table "odd/""schema"."../한글" (id int primary key, "../한글" text);
+insert into sales.customers select i, 'c' || i from generate_series(1, 100) as i;
+insert into sales.orders select i, 1 + i % 100, i / 3.0 from generate_series(1, 3000) as i;
+insert into sales.log values ('a'), ('a'), (null), (''), ('\\.');
+insert into "odd/""schema"."../한글" values (1, 'x');
+"""
+ODD = '"odd/""schema"."../한글"'
+
+
+def test_several_tables_travel_together(db15: str, db18: str, tmp_path: Path) -> None:
+    source, target, folder = db15, db18, tmp_path / "out"
+    ask(source, SHOP)
+    written = []
+
+    def listener(name: str) -> None:
+        written.append(name)
+        if len(written) == 2:  # what is exported is one snapshot
+            ask(source, "insert into sales.customers values (0, 'later'); update sales.orders set customer = 0")
+
+    folder.mkdir()
+    (folder / "mine").write_text("a file")
+    with pytest.raises(GuardRefused, match="not empty: mine"):
+        export_set(source, "*", folder, trusted_urls=True)
+    (folder / "mine").unlink()
+    end = listen(listener)
+    try:
+        done = export_set(source, "*", folder, exclude=["sales.tmp_*"], rows=1000, trusted_urls=True)
+    finally:
+        end()
+    assert {one.table for one in done.tables} == {"sales.orders", "sales.customers", "sales.log", ODD}
+    assert (done.rows, done.chosen.excluded, done.chosen.left_out) == (3106, 1, "1 view (sales.everything)")
+    with pytest.raises(GuardRefused, match="holds an export already"):
+        export_set(source, "*", folder, trusted_urls=True)
+
+    places = {path.name.rpartition("-")[0]: path for path in folder.iterdir() if path.is_dir()}
+    orders, customers = places["sales.orders"], places["sales.customers"]
+    swapped = tmp_path / "swapped"
+    orders.rename(swapped), customers.rename(orders), swapped.rename(customers)
+    with pytest.raises(ProofFailed, match="is not the one that was exported"):
+        import_set(folder, target, trusted_urls=True)
+    customers.rename(swapped), orders.rename(customers)
+    with pytest.raises(ProofFailed, match=r"of sales.orders is missing"):
+        import_set(folder, target, trusted_urls=True)
+    one = import_set(folder, target, "raw.*", only="sales.customers", trusted_urls=True)  # all that was brought
+    assert (one.result.status, one.rows, one.chosen.excluded) == ("done", 100, 3)
+    swapped.rename(orders)
+    assert import_set(folder, target, "raw.*", only="sales.customers", trusted_urls=True).result.counts["fresh"] == 1
+    with pytest.raises(NotFound, match=r"has no table sales.nothing"):
+        import_set(folder, target, only="sales.nothing", trusted_urls=True)
+
+    whole = import_set(folder, target, foreign_keys=True, trusted_urls=True)
+    assert (whole.result.status, whole.rows, whole.made) == ("done", 3106, 1)
+    assert ask(target, "select count(*) from sales.orders o join sales.customers c on c.id = o.customer") == [(3000,)]
+    assert texts(target, "sales.log") == texts(source, "sales.log")
+    assert texts(target, ODD) == texts(source, ODD)
+    assert import_set(folder, target, trusted_urls=True).result.counts["fresh"] == 4
+    ask(target, "delete from sales.log where line = ''")
+    assert import_set(folder, target, trusted_urls=True).result.counts["published"] == 1
+    assert texts(target, "sales.log") == texts(source, "sales.log")
+
+    (folder / "exports.json").unlink()  # half an export of several tables is cleared
+    assert export_set(source, "sales.*", folder, exclude=["sales.tmp_*"], trusted_urls=True).rows == 3106
+    (folder / "exports.json").write_text("{}")
+    with pytest.raises(ProofFailed, match=r"exports.json is damaged"):
+        import_set(folder, target, trusted_urls=True)
+
+
+@pytest.mark.slow
+def test_the_commands_of_several_tables(millrace: Any, db15: str, db18: str) -> None:
+    ask(db15, SHOP)
+    look = millrace("export", "env:SRC", "sales.*", "out", "--dry-run", SRC=db15)
+    assert "4 tables would be exported; nothing was written\n not exported: 1 view" in look.out, look.err
+    told = millrace("export", "env:SRC", "sales.*", "out", SRC=db15)
+    assert told.code == 0, told.err
+    assert "4 tables, 3,105 rows" in told.out
+    killed = millrace("import", "out", "env:DST", "raw.*", DST=db18, MILLRACE_KILL_AT="postgres.stage.segment:2")
+    assert killed.code == -signal.SIGKILL
+    done = millrace("import", "out", "env:DST", "raw.*", "--foreign-keys", DST=db18)
+    assert done.code == 0, done.err
+    assert "1 foreign key made" in done.out
+    found = json.loads(millrace("import", "out", "env:DST", "raw.*", "--json", DST=db18).out)
+    assert (found["status"], found["counts"], found["excluded"]) == ("done", {"fresh": 4}, 0)
+    wrong = millrace("export", "env:SRC", "sales.orders", "other", "--exclude", "x", SRC=db15)
+    assert (wrong.code, "--exclude is for several tables" in wrong.err) == (2, True)

@@ -14,6 +14,7 @@ import pytest
 from doors import execute, leftovers, rows, sessions, table
 
 from millrace.app import CopyOptions, CopyOutcome, copy_table, open_house
+from millrace.app.copying import SOURCE, TARGET, runtime_of
 from millrace.core.events import listen
 from millrace.core.plan import Freshness
 from millrace.errors import GuardRefused, MillraceError, ProofFailed, TargetBusy, TransientFailure, UsageError
@@ -289,3 +290,8 @@ def test_in_a_project(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
         assert {step.label: step.status for step in again.steps} == {"raw.t": "published", "raw.other": "fresh"}
     assert table(ends.target, "raw.t") == table(ends.source)
     assert list((ends.folder / "big").iterdir()) == []
+    monkeypatch.chdir(root)
+    with runtime_of("src", "env:DST", most=9) as runtime:  # a connection's name brings its budget
+        assert (runtime.reader(SOURCE).sessions.most, runtime.reader(TARGET).sessions.most) == (3, 9)
+    named = copy_table("src", "t", "dst", "raw.named", CopyOptions(workers=8, segment_rows=100))
+    assert named.entry.rows == 3000

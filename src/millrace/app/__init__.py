@@ -3,6 +3,7 @@
 from millrace.app.comparing import Compared, compare, repair
 from millrace.app.copying import CopyOutcome, copy_dry_run, copy_table
 from millrace.app.doctor import Finding, examine
+from millrace.app.export_sets import export_set, import_set, is_set, look_set
 from millrace.app.exporting import ExportOutcome, export_files, import_files
 from millrace.app.extras import require as require_extras
 from millrace.app.house import House, QueryResult, open_house
@@ -24,10 +25,14 @@ __all__ = [
     "copy_tables",
     "examine",
     "export_files",
+    "export_set",
     "import_files",
+    "import_set",
     "init_from_database",
     "init_project",
     "is_pattern",
+    "is_set",
+    "look_set",
     "look_whole",
     "open_house",
     "repair",

@@ -77,16 +77,26 @@ def _in_project() -> bool:
     return True
 
 
+def _most(text: str, most: int) -> int:
+    """Return how many connections may be open at once; a connection of the project here may say fewer."""
+    if not NAME.fullmatch(text) or not _in_project():
+        return most
+    with open_house() as house:
+        found = house.project.settings.connections.get(text)
+    return most if found is None else min(most, found.max_connections)
+
+
 @contextlib.contextmanager
 def runtime_of(source: str, target: str, *, most: int, trusted_urls: bool = False) -> Iterator[Runtime]:
-    """Return a runtime of two databases, each with so many connections at most."""
+    """Return a runtime of two databases, each with so many connections at most, or a project's `max_connections`."""
     databases = {
         SOURCE: lambda closing: database_of(source, "source", closing, trusted_urls=trusted_urls),
         TARGET: lambda closing: database_of(target, "target", closing, trusted_urls=trusted_urls),
     }
     # named, not made: nothing is left of a copy that is killed, unless a step really needs scratch
     work = Path(tempfile.gettempdir()) / f"millrace-{new_run_id()}"
-    with Runtime(Path.cwd(), work, databases, {}, most=dict.fromkeys(databases, most)) as runtime:
+    limits = {SOURCE: _most(source, most), TARGET: _most(target, most)}
+    with Runtime(Path.cwd(), work, databases, {}, most=limits) as runtime:
         runtime.closing.callback(shutil.rmtree, work, ignore_errors=True)
         yield runtime
 

@@ -16,6 +16,7 @@ from millrace.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from millrace.core.ports import Progress
+    from millrace.postgres.exported import Export, Format
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,12 @@ class ExportOutcome:
     size: int
     digest: str
     seconds: float
+
+    @classmethod
+    def of(cls, table: str, folder: Path, export: Export, seconds: float) -> ExportOutcome:
+        """Return what an export came to."""
+        size = sum(file.size for file in export.files)
+        return cls(table, str(folder), export.whole.rows, len(export.files), size, str(export.whole), seconds)
 
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as JSON types."""
@@ -69,13 +76,10 @@ def export_files(
         MillraceError: see `exported.export_table`.
     """
     from millrace.engine.stop import Stop
-    from millrace.postgres.exported import FORMATS
     from millrace.postgres.exporting import Parts, export_table
     from millrace.postgres.reader import PostgresReader
 
-    if form not in FORMATS:
-        hint = did_you_mean(form, FORMATS) or f"one of: {', '.join(FORMATS)}"
-        raise UsageError(f"unknown format {form!r}", hint=hint)
+    wanted = form_of(form)
     since, stop = time.monotonic(), Stop()
     with contextlib.ExitStack() as closing, stop.signals():
         reader = PostgresReader(database_of(source, "source", closing, trusted_urls=trusted_urls))
@@ -86,17 +90,20 @@ def export_files(
             key=key,
             where=where,
             rows=rows,
-            parts=Parts(form, progress=progress, stopping=stop),  # type: ignore[arg-type] # one of FORMATS
+            parts=Parts(wanted, progress=progress, stopping=stop),
         )
-    return ExportOutcome(
-        table=table,
-        folder=str(folder),
-        rows=found.whole.rows,
-        files=len(found.files),
-        size=sum(file.size for file in found.files),
-        digest=str(found.whole),
-        seconds=time.monotonic() - since,
-    )
+    return ExportOutcome.of(table, folder, found, time.monotonic() - since)
+
+
+def form_of(text: str) -> Format:
+    """Return the format of files by its word. Raises UsageError."""
+    from millrace.postgres.exported import FORMATS
+
+    found = next((form for form in FORMATS if form == text), None)
+    if found is None:
+        hint = did_you_mean(text, FORMATS) or f"one of: {', '.join(FORMATS)}"
+        raise UsageError(f"unknown format {text!r}", hint=hint)
+    return found
 
 
 def import_files(
@@ -125,15 +132,23 @@ def import_files(
     place = export.table if into is None else TableRef.parse(into)
     with runtime_of(target, target, most=2, trusted_urls=trusted_urls) as runtime:
         asset = AssetId(place.schema or first_schema(runtime), place.name)
-        step = Step(
-            key=f"import:{asset}",
-            kind="import",
-            label=str(TableRef(asset.layer, asset.name)),
-            assets=(asset,),
-            target=f"{CONNECTION}{TARGET}",
-            group=f"import:{asset}",
-            code=fingerprint("import", str(export.table)),
-            spec={"folder": str(folder.resolve()), "replace": replace, "max_delete": max_delete},
+        step = import_step(
+            folder, export.table, TableRef(asset.layer, asset.name), replace=replace, max_delete=max_delete
         )
         result = through_engine(runtime, [step], show_progress=show_progress)
     return outcome_of(result, step, since, show_progress=show_progress)
+
+
+def import_step(folder: Path, table: TableRef, place: TableRef, *, replace: bool, max_delete: float | None) -> Step:
+    """Return the step that imports a table; `table` is the source's, `place` the target's, with its schema."""
+    asset = AssetId(place.schema or "", place.name)
+    return Step(
+        key=f"import:{asset}",
+        kind="import",
+        label=str(place),
+        assets=(asset,),
+        target=f"{CONNECTION}{TARGET}",
+        group=f"import:{asset}",
+        code=fingerprint("import", str(table)),
+        spec={"folder": str(folder.resolve()), "replace": replace, "max_delete": max_delete},
+    )

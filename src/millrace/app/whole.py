@@ -191,7 +191,7 @@ def choose(runtime: Runtime, pattern: str, exclude: Sequence[str], *, shared: st
     return Chosen(tuple(tables), tuple(others), excluded, tuple(keys))
 
 
-def _schema_of(into: str | None) -> str | None:
+def schema_of(into: str | None) -> str | None:
     """Return the schema of `raw.*`, into which all tables go; None: each into its own."""
     if into is None or into.strip() == "*":
         return None
@@ -209,7 +209,7 @@ def _specs(chosen: Chosen, into: str | None, options: CopyOptions) -> list[CopyS
     Raises:
         UsageError: two tables would go into one.
     """
-    schema = _schema_of(into)
+    schema = schema_of(into)
     specs = []
     taken: dict[AssetId, TableRef] = {}
     for one in chosen.tables:
@@ -260,18 +260,19 @@ def copy_tables(
     with runtime_of(source, target, most=options.workers + 2, trusted_urls=trusted_urls) as runtime:
         chosen = choose(runtime, pattern, exclude, shared=SNAPSHOT)
         specs = _specs(chosen, into, options)
-        with _target(runtime).connect("look"):  # a target that is away is one error, not one for each table
+        with target_of(runtime).connect("look"):  # a target that is away is one error, not one for each table
             pass
         steps = [copy_step(spec, group=TOGETHER if together else "") for spec in specs]
         result = through_engine(runtime, steps, jobs=jobs, show_progress=show_progress)
         good = {outcome.key for outcome in result.steps if outcome.status in ("published", "fresh")}
         places = {spec.table: spec.place for spec, step in zip(specs, steps, strict=True) if step.key in good}
-        made, not_made = _tie(runtime, chosen, places, wanted=with_foreign_keys)
+        made, not_made = tie(runtime, chosen, places, wanted=with_foreign_keys)
     tables = {step.key: (spec.table, spec.place) for spec, step in zip(specs, steps, strict=True)}
     return WholeOutcome(result, chosen, tables, made, tuple(not_made), time.monotonic() - since)
 
 
-def _target(runtime: Runtime) -> PostgresTarget:
+def target_of(runtime: Runtime) -> PostgresTarget:
+    """Return the target of a runtime of two databases."""
     from millrace.postgres.target import PostgresTarget
 
     found = runtime.target(f"{CONNECTION}{TARGET}")
@@ -279,7 +280,7 @@ def _target(runtime: Runtime) -> PostgresTarget:
     return found
 
 
-def _tie(
+def tie(
     runtime: Runtime, chosen: Chosen, places: Mapping[TableRef, TableRef], *, wanted: bool
 ) -> tuple[int, list[tuple[ForeignKey, str]]]:
     """Make the foreign keys whose both ends are there now; returns how many, and the others with the reason."""
@@ -288,7 +289,7 @@ def _tie(
     if not chosen.keys:
         return 0, []
     made, not_made = 0, []
-    place = _target(runtime)
+    place = target_of(runtime)
     with place.connect("foreign keys") as connection:
         if not wanted:
             found = foreign_keys(connection, set(places.values()), place.database.label)

@@ -66,16 +66,16 @@ def copy_several(
     if as_json:
         show.as_json(outcome.to_json())
     else:
-        _print_end(outcome)
+        print_end(outcome)
     if outcome.result.exit_code:
         raise typer.Exit(outcome.result.exit_code)
 
 
-def _print_end(outcome: WholeOutcome) -> None:
+def print_end(outcome: WholeOutcome) -> None:
     """Print what stands below the lines of the tables."""
     good = sum(step.status in ("published", "fresh") for step in outcome.result.steps)
     show.out(f" {show.count(good, 'table')}, {show.count(outcome.rows, 'row')}, of one snapshot of the source")
-    _print_left_out(outcome.chosen)
+    print_left_out(outcome.chosen)
     if outcome.made:
         show.out(f" {show.count(outcome.made, 'foreign key')} made")
     unwanted = [key for key, why in outcome.not_made if why == "not asked for"]
@@ -90,9 +90,10 @@ def _print_end(outcome: WholeOutcome) -> None:
         show.out(f" and {len(failed) - NOT_MADE:,} more foreign keys")
 
 
-def _print_left_out(chosen: Chosen) -> None:
+def print_left_out(chosen: Chosen, word: str = "copied") -> None:
+    """Print what a pattern means and is no table."""
     if chosen.left_out:
-        show.out(f" not copied: {chosen.left_out}")
+        show.out(f" not {word}: {chosen.left_out}")
 
 
 def _look_json(chosen: Chosen, specs: Sequence[CopySpec]) -> dict[str, object]:
@@ -138,7 +139,7 @@ def _print_look(chosen: Chosen, specs: Sequence[CopySpec]) -> None:
         f" {show.count(len(good), 'table')} would be copied{refused}{excluded}: ≈ {show.count(known, 'row')}, {total};"
         " nothing was changed"
     )
-    _print_left_out(chosen)
+    print_left_out(chosen)
     if chosen.keys:
         show.out(f" {show.count(len(chosen.keys), 'foreign key')}: made with --foreign-keys")
 

@@ -16,7 +16,7 @@ from millrace.core.ports import Context, StageRequest
 from millrace.core.position import Whole
 from millrace.core.segment import Segment
 from millrace.core.staged import Proof, Staged
-from millrace.postgres.apply import fits_of, refuse_first_contact
+from millrace.postgres.apply import fits_of, refuse_first_contact, refuse_referred
 from millrace.postgres.catalog import Relation
 from millrace.postgres.ddl import check_fit
 from millrace.postgres.exported import Export, read_export
@@ -59,14 +59,17 @@ class ImportStep:
                 with translated(target.database.label, f"look into {relation.ref}", connection=connection):
                     if entry is None and not step.spec["replace"]:
                         refuse_first_contact(connection, relation, target.database.label)
-                check_key(connection, _rows(target, relation, export), export.key)
+                if export.key:
+                    check_key(connection, _rows(target, relation, export), export.key)
+                else:
+                    refuse_referred(connection, relation, target.database.label)
         request = StageRequest(
             asset=asset,
             load=ctx.load,
             run=ctx.run,
             step=step.key,
             base=0 if entry is None else entry.seq,
-            how="create" if relation is None else "sync",
+            how="create" if relation is None else "sync" if export.key else "truncate",
             schema=export.schema,
             inputs={},
             code=step.code,
