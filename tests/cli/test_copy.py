@@ -119,6 +119,7 @@ def test_rows_that_are_only_counted_are_never_called_proven(
     (row,) = json.loads(millrace("status", "--json", **names).out)
     assert row["published"]["level"] == "table"
     assert texts(other18, "raw.accounts") == texts(db18)
+    assert "source untouched" in millrace("run", **names).out  # the next copy goes on from what verify read
 
 
 def test_incremental(millrace: Any, pair: tuple[str, str]) -> None:

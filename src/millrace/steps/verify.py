@@ -15,7 +15,7 @@ from millrace.core.digest import Digest
 from millrace.core.names import AssetId
 from millrace.core.plan import Freshness, Step
 from millrace.core.ports import Context, StageRequest, Target
-from millrace.core.position import Cursor, Position
+from millrace.core.position import Cursor, Position, Whole
 from millrace.core.schema import Schema
 from millrace.core.segment import Segment
 from millrace.core.staged import LedgerEntry, Proof, Staged
@@ -144,6 +144,11 @@ def _postgres(
         if not found.same or found.behind:
             return None, found
         whole = Segment.whole()
+        digests = left.digests([whole], ())
+        position = _position(spec, entry, ctx)
+        if spec.mode == "full" and look.how == "sync":  # all was read: what the next copy may go on from
+            read = look.position(digests[whole.id])
+            position = replace(read, read=moment(ctx.logical_time)) if isinstance(read, Whole) else position
         staged = Staged(
             asset=spec.asset,
             load=ctx.load,
@@ -154,8 +159,8 @@ def _postgres(
             how="position",
             place=str(look.there.ref),
             schema=look.schema,
-            position=_position(spec, entry, ctx),
-            expected=left.digests([whole], ()),
+            position=position,
+            expected=digests,
             code=entry.code,
             date=entry.date,
             detail={
