@@ -24,7 +24,7 @@ COPY_EXAMPLES = """
   millrace copy env:SRC public.orders env:DST public.orders
   millrace copy env:SRC orders env:DST raw.orders --mode incremental --cursor updated_at
   millrace copy env:SRC orders env:DST raw.orders --where "region = 'Seoul'" --dry-run
-  millrace copy env:SRC events env:DST --proof count (new: as fast as a pipe, rows counted, not compared)
+  millrace copy env:SRC events env:DST --proof count (a new table: rows counted, not compared)
   millrace copy env:SRC '*' env:DST                  (all tables of all schemas, from one snapshot)
   millrace copy env:SRC 'sales.*' env:DST 'raw.*' --exclude 'sales.tmp_*'
 """
