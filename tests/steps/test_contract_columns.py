@@ -84,6 +84,70 @@ def test_case_20_new_columns_are_left_out(pair: Copy) -> None:
     assert pair.fresh().fresh
 
 
+START = "(id int primary key, a int, b varchar(5)); insert into {0} select i, i, 'b' || i from generate_series(1, 50) i"
+CHANGES = {
+    "new": "add column c text; update {0} set c = 'x' where id in (3, 4)",
+    "dropped": "drop column b",
+    "renamed": "rename column b to c",
+    "retyped": "alter column a type text; update {0} set a = '07' where id = 3; update {0} set a = 'x' where id = 4",
+    "widened": "alter column b type text; update {0} set b = 'longer' where id = 3",
+}
+WORDS = {  # columns besides the key and rows with a null in them, and a note; or the error
+    "evolve": {
+        "new": ("a integer, b character varying(5), c text", 48, ""),
+        "dropped": ("a integer, b character varying(5)", 0, ""),
+        "renamed": ("a integer, b character varying(5), c character varying(5)", 0, ""),
+        "retyped": ("a text, b character varying(5)", 0, ""),
+        "widened": ("a integer, b text", 0, ""),
+    },
+    "freeze": {
+        "new": "has no column c, which the source has with type text",
+        "dropped": ("a integer, b character varying(5)", 0, ""),
+        "renamed": "has no column c",
+        "retyped": "column a is text in the source and integer in",
+        "widened": "column b is text in the source and character varying(5) in",
+    },
+    "discard": {
+        "new": ("a integer, b character varying(5)", 0, "left out by the contract: c"),
+        "dropped": ("a integer, b character varying(5)", 0, ""),
+        "renamed": ("a integer, b character varying(5)", 0, "left out by the contract: c"),
+        "retyped": ("a integer, b character varying(5)", 2, "2 values of a became null: no integer"),
+        "widened": ("a integer, b character varying(5)", 1, "1 value of b became null: no character varying(5)"),
+    },
+}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_case_20_columns_under_each_word(word: str, db15: str, other18: str) -> None:
+    for number, (name, change) in enumerate(CHANGES.items()):
+        execute(db15, *f"create table {name} {START}".format(name).split("; "))
+        more = {"mode": "incremental", "cursor": "id"} if number % 2 else {}
+        copy = Copy(db15, other18, table=f"public.{name}", new_columns=word, type_changes=word, **more)
+        copy.run()
+        execute(db15, *f"alter table {name} {change}".format(name).split("; "))
+        wanted = WORDS[word][name]
+        if isinstance(wanted, str):
+            with pytest.raises(ContractBroken) as caught:
+                copy.run()
+            assert wanted in str(caught.value), name
+            continue
+        entry = copy.run()
+        columns, nulls, note = wanted
+        types = "select string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' order by attnum) from pg_attribute"
+        assert rows(other18, f"{types} where attrelid = '{name}'::regclass and attnum > 1") == [(columns,)], name
+        assert rows(other18, f"select count(*), count(*) filter (where not t is not null) from {name} t") == [
+            (50, nulls)
+        ]
+        assert note in copy.ctx.report.notes or not note, (name, copy.ctx.report.notes)
+        assert entry is None or entry.level in ("table", "applied")
+        assert copy.fresh().fresh, name
+    execute(db15, "alter table widened alter id type bigint")
+    if word == "discard":
+        with pytest.raises(ContractBroken, match="column id was integer and is bigint: a key or cursor cannot"):
+            copy.run()
+    assert leftovers(other18) == []
+
+
 def test_case_20_types_of_the_users_own_change(db15: str, other18: str) -> None:
     execute(
         db15,

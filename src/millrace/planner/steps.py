@@ -189,6 +189,7 @@ class _Maker:
         """Refuse what a contract cannot be held to. Raises ProjectError."""
         mode = copy.options.mode
         words = {name: getattr(wanted, name) for name in ("new_columns", "type_changes")}
+        later: dict[str, tuple[str, ...]] = {}
         if copy.target != "lake":
             if wanted.bad_rows == "quarantine" and mode in ("snapshot", "backfill"):
                 what = f"rows of tables in a database cannot be set aside in mode {mode} yet"
@@ -199,11 +200,13 @@ class _Maker:
             if wanted.bad_rows == "quarantine" and _by_files(copy.options):
                 what = "rows cannot be set aside by way of files yet"
                 raise self._unbuilt(copy, "stage", what, "use stage: direct, or bad_rows: block")
-            later = {"new_columns": ("quarantine",), "type_changes": ("discard", "quarantine")}
+            if wanted.type_changes == "discard" and (mode in ("snapshot", "backfill") or _by_files(copy.options)):
+                way = "by way of files" if _by_files(copy.options) else f"in mode {mode}"
+                what = f"type_changes: discard is not built for copies {way}"
+                raise self._unbuilt(copy, "contract", what, "use evolve or freeze")
+            later = dict.fromkeys(words, ("quarantine",))
         elif copy.options.files is not None:
             later = dict.fromkeys(words, ("discard", "quarantine"))
-        else:
-            later = {}
         for name, refused in later.items():
             if words[name] in refused:
                 of = (

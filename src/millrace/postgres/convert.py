@@ -6,6 +6,7 @@ makes the query fail: what a cast would refuse is asked for first.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from psycopg import sql
@@ -16,6 +17,7 @@ from millrace.postgres.catalog import PgColumn, Refusal
 from millrace.postgres.names import sql_name
 from millrace.postgres.types import column_guard, text_form
 
+_LENGTH = re.compile(r"varying\((\d+)\)")
 ASKS = 160_000  # the server that has pg_input_is_valid
 _NAMES = {
     Kind.BOOL: "bool",
@@ -83,6 +85,45 @@ def converted(column: PgColumn, old: Column, version: int, *, refuse: bool) -> P
     like = replace(like, expression=sql.SQL("case when {} then {} end").format(exact, value))
     lost = sql.SQL("({} is not null and not coalesce({}, false))").format(column.identifier, exact)
     return replace(like, refused=(Refusal(column, lost, f"no {old.type}"),)) if refuse else replace(like, lost=lost)
+
+
+def kept(column: PgColumn, other: PgColumn, version: int, *, where: str) -> PgColumn:
+    """Return a column as one of the type that a target's column has, null where a value does not convert exactly.
+
+    Args:
+        column: as the source has it.
+        other: the target's.
+        version: of the source's server.
+        where: what errors name.
+
+    Raises:
+        ContractBroken: nothing is known of how to convert into that type.
+    """
+    old = other.column()
+    text = other.base_name in ("text", "varchar")
+    known = other.base_name == ("uuid" if old.hashed == "uuid" else _NAMES[old.kind]) or text
+    length = _LENGTH.search(other.type) if text else None
+    bounded = "(" in other.type and old.kind is not Kind.DECIMAL and length is None
+    if other.typtype != "b" or other.typnamespace != "pg_catalog" or other.array or bounded or not known:
+        raise ContractBroken(
+            f"column {sql_name(column.name)} is {column.type} in the source and {other.type} in {where},"
+            " and nothing is known of how to convert it",
+            where=where,
+            hint="type_changes: evolve takes the new type; a select may convert it",
+        )
+    exact, value = _exact(column, old, other, version)
+    if length is not None:
+        exact = sql.SQL("pg_catalog.char_length({}) <= {}").format(value, sql.Literal(int(length[1])))
+    return replace(
+        other,
+        number=column.number,
+        generated="",
+        identity="",
+        not_null=column.not_null or other.not_null,
+        encode=column.encode,
+        expression=sql.SQL("case when {} then {} end").format(exact, value),
+        lost=sql.SQL("({} is not null and not coalesce({}, false))").format(column.identifier, exact),
+    )
 
 
 def _type(old: Column, name: str) -> sql.Composable:

@@ -56,7 +56,8 @@ class CopyOptions:
         workers: connections that read at once.
         segment_rows: aimed rows of a segment.
         new_columns, type_changes: what becomes of an existing PostgreSQL table that the source's columns do not fit:
-            `freeze`: an error; `evolve`: columns are added, types altered; `discard`: new columns are left out.
+            `freeze`: an error; `evolve`: columns are added, types altered; `discard`: new columns are left
+            out, types stay and values that do not convert become null.
         verify: seconds within which every part of an incremental table is compared with its source, and a source of
             which only written rows are read is read whole; None: never.
         verify_all: compare all parts in this run.

@@ -13,8 +13,9 @@ from psycopg import sql
 
 from millrace.core.schema import Schema
 from millrace.errors import ContractBroken
-from millrace.postgres.catalog import PgColumn, Refusal
-from millrace.postgres.convert import converted, same_values
+from millrace.postgres.catalog import PgColumn, Refusal, Relation
+from millrace.postgres.convert import converted, kept, same_values
+from millrace.postgres.ddl import same_type
 from millrace.postgres.names import sql_name
 from millrace.postgres.session import Connection, translated
 from millrace.postgres.source import Source
@@ -54,6 +55,31 @@ def fitted(
         more = (Refusal(column, sql.SQL("({} is not null)").format(column.identifier)) for column in came)
         columns[0] = replace(columns[0], refused=(*columns[0].refused, *more))
     return source.only(columns), left_out
+
+
+def kept_types(source: Source, target: Relation, needed: Sequence[str], where: str, connection: Connection) -> Source:
+    """Return a source whose columns have the types of a table in a database; values that do not convert are null.
+
+    Args:
+        source: as it is now.
+        target: the table.
+        needed: columns of the key and the cursor, which must be read as they are.
+        where: what errors call the target.
+        connection: of the source.
+
+    Raises:
+        ContractBroken: one of `needed` was retyped, or nothing is known of how to convert a column.
+    """
+    columns = list(source.columns)
+    there = {column.name: column for column in target.columns}
+    for place, column in enumerate(columns):
+        other = there.get(column.name)
+        if other is None or other.generated or same_type(column, other):
+            continue
+        if column.name in needed:
+            raise _needed(column, other.type, "discard", {"place": where})
+        columns[place] = kept(column, other, connection.info.server_version, where=where)
+    return source.only(columns)
 
 
 def _needed(column: PgColumn, before: str, word: str, contract: Mapping[str, Any]) -> ContractBroken:

@@ -19,7 +19,7 @@ from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import LedgerEntry
 from millrace.errors import MillraceError, UsageError
 from millrace.postgres.apply import fits_of
-from millrace.postgres.catalog import Relation
+from millrace.postgres.catalog import PgColumn, Relation
 from millrace.postgres.cursors import Rule
 from millrace.postgres.ddl import check_fit
 from millrace.postgres.deletes import alive
@@ -35,6 +35,7 @@ from millrace.postgres.session import Connection, translated
 from millrace.postgres.source import Source
 from millrace.postgres.stage import schema_of
 from millrace.postgres.target import PostgresTarget
+from millrace.steps.routes.fitting import kept_types
 from millrace.steps.spec import CopySpec
 
 How = Literal["create", "sync", "merge", "append", "truncate", "snapshot", "interval"]
@@ -217,13 +218,9 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
     """
     entry, relation, filled, held, there = _target_of(spec, target)
     with reader.snapshot(shared=spec.snapshot) as snap:
-        base = source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
-        discarded: tuple[str, ...] = ()
-        if relation is not None and spec.new_columns == "discard":
-            discarded = tuple(name for name in source.names if name not in relation.names)
-            base = source = source.only(source.pick([name for name in source.names if name in relation.names]))
-        named = spec.key or source.key
-        key = key_columns(source, named) if named or spec.mode != "truncate" else ()
+        source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
+        source, key, discarded = _under_contract(spec, source, relation, target, snap)
+        base = source
         versions = False
         if spec.tracked is not None:
             rule = Rule(spec.cursor_format, spec.lookback)
@@ -263,6 +260,23 @@ def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> I
         _refuse_aside(spec, target, how, held=held)
         found = (spec, reader, target, snap, base, source, names, entry, relation, how, since, versions, everywhere)
         yield Look(*found, alter, discarded, held)
+
+
+def _under_contract(
+    spec: CopySpec, source: Source, relation: Relation | None, target: PostgresTarget, snap: PostgresSnapshot
+) -> tuple[Source, tuple[PgColumn, ...], tuple[str, ...]]:
+    """Return what a contract lets of a source's columns into a table as it is, the key, and what is left out."""
+    discarded: tuple[str, ...] = ()
+    if relation is not None and spec.new_columns == "discard":
+        discarded = tuple(name for name in source.names if name not in relation.names)
+        source = source.only(source.pick([name for name in source.names if name in relation.names]))
+    named = spec.key or source.key
+    key = key_columns(source, named) if named or spec.mode != "truncate" else ()
+    if relation is not None and spec.type_changes == "discard":
+        needed = [*(column.name for column in key), *([spec.tracked] if spec.tracked else [])]
+        where = f"{relation.ref} in {target.database.label}"
+        source = kept_types(source, relation, needed, where, snap.connection)
+    return source, key, discarded
 
 
 def _refuse_aside(spec: CopySpec, target: PostgresTarget, how: How | None, *, held: bool) -> None:

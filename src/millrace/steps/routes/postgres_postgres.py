@@ -41,6 +41,7 @@ from millrace.postgres.source import author_select
 from millrace.postgres.stage import PostgresStage
 from millrace.postgres.target import PostgresTarget
 from millrace.postgres.types import wire
+from millrace.steps.routes.fitting import lost
 from millrace.steps.routes.postgres_backfill import bring_moved
 from millrace.steps.routes.postgres_compare import compare, compare_interval, count_rows
 from millrace.steps.routes.postgres_look import Look, both_digests, look_at, whole_digest_there
@@ -233,7 +234,14 @@ def _sifted(look: Look, step: Step, ctx: Context) -> Look:
 
 
 def tell(look: Look, ctx: Context) -> None:
-    """Say what of the source is not brought. Raises KeyInvalid for a null in the key of several versions of a row."""
+    """Say what of the source is not brought.
+
+    Raises:
+        KeyInvalid: a null in the key of several versions of a row.
+        ContractBroken: a value that does not convert, where no null may be.
+    """
+    for said in lost(look.wanted(), look.snap.connection):
+        ctx.report.note(said)
     cursor = look.spec.tracked
     if (number := look.left_out()) and cursor is not None:
         ctx.report.note(told(number, cursor))

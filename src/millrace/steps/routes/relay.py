@@ -172,7 +172,7 @@ class Relay:
                     part = waiting.popleft()
                 except IndexError:
                     return
-                rows = self._source.select([column.identifier for column in self._columns], part.predicate(self._key))
+                rows = self._source.select([column.value for column in self._columns], part.predicate(self._key))
                 try:
                     count = self._stage.copy(
                         part.id,
