@@ -50,6 +50,14 @@ insert into orders select i, i * 1.25, '주문 ' || i, i % 3 = 0, timestamptz '2
 create table items (code text primary key, price float8); insert into items select 'c' || i, i / 7.0 from generate_series(1, 50) i;
 analyze orders
 """
+DEADLOCKS = """
+create sequence tries;
+create function deadlock() returns trigger language plpgsql as $$ begin
+  if nextval('tries') = 1 then raise 'deadlock detected' using errcode = '40P01'; end if;
+  return null;
+end $$;
+create trigger deadlock after update on copied for each statement execute function deadlock()
+"""
 Millrace = Callable[..., tuple[int, str, str]]
 
 
@@ -196,8 +204,13 @@ def test_a_table_of_a_database_is_verified_and_repaired(
     assert "1 differs · 1 only left · 0 only right" in out
     assert "1 row changed since the last load" in out
     assert "by hand" in out
+    with psycopg.connect(db18, autocommit=True) as target:
+        target.execute(DEADLOCKS)
     code, out, _ = millrace("verify", asset, "--repair")
     assert (code, "repaired  scrub: the whole table, 1 row missing, 1 row changed" in out) == (0, True)
+    with psycopg.connect(db18, autocommit=True) as target:
+        assert target.execute("select last_value from tries").fetchone() == (2,)  # the second attempt went through
+        target.execute("drop function deadlock cascade")
     assert [millrace("verify", asset)[0], json.loads(millrace("status", "--json")[1])[0]["published"]["level"]] == [
         0,
         "table",
