@@ -121,7 +121,8 @@ class WholeOutcome:
     @property
     def rows(self) -> int:
         """Rows of the tables that are right now, as far as they are known."""
-        return sum(outcome.rows or 0 for outcome in self.result.steps if outcome.status in ("published", "fresh"))
+        good = (outcome for outcome in self.result.steps if outcome.status in ("published", "fresh"))
+        return sum(max(entry.rows, 0) for outcome in good for entry in outcome.entries)
 
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as JSON types; tables by name."""

@@ -252,4 +252,6 @@ def diff(
     elif outcome is not None:
         show.out(f" repaired: {outcome.message}, every row proven")
     if not found.difference.same and outcome is None:
+        if not as_json:
+            show.out(show.painted(" to make the right one equal, where a copy made it: --repair", "grey"))
         raise typer.Exit(1)

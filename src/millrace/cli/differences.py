@@ -38,10 +38,11 @@ def _print_row(row: RowDiff) -> None:
     if row.only is not None:
         show.out(f" {key}   only {row.only}")
         return
-    width = max(len(column.name) for column in row.columns)
-    for number, column in enumerate(row.columns):
-        start = key if number == 0 else " " * len(key)
-        show.out(f" {start}   {column.name.ljust(width)}   {_value(column.left)}  →  {_value(column.right)}")
+    names = [show.plain(column.name) for column in row.columns]
+    width = max(map(show.cells, names))
+    for number, (name, column) in enumerate(zip(names, row.columns, strict=True)):
+        start = key if number == 0 else " " * show.cells(key)
+        show.out(f" {start}   {show.padded(name, width)}   {_value(column.left)}  →  {_value(column.right)}")
 
 
 def _value(text: str | None) -> str:

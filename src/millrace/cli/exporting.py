@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,6 +101,7 @@ def export(
         show.as_json(outcome.to_json())
         return
     show.out(f"{_line(outcome)}  → {folder}")
+    show.out(show.painted(f" bring it in with: millrace import {shlex.quote(str(folder))} DST", "grey"))
 
 
 def _line(outcome: ExportOutcome) -> str:
@@ -150,6 +152,7 @@ def _export_set(
         show.out(_line(one))
     total = f"{show.count(len(found.tables), 'table')}, {show.count(found.rows, 'row')}, {size(found.size)}"
     show.out(f" {total}, of one snapshot of the source  → {folder}")
+    show.out(show.painted(f" bring them in with: millrace import {shlex.quote(str(folder))} DST", "grey"))
     print_left_out(found.chosen, "exported")
 
 

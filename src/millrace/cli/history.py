@@ -120,7 +120,7 @@ def print_status(house: House, *, as_json: bool) -> Sequence[MillraceError]:
         compared, said = _compared(entry)
         uncompared = ["not compared"] if entry.level == "counted" else []
         more = ", ".join([*behind, *aside, *said, *uncompared])
-        rows.append((str(asset), step.kind, entry.seq, known, proof, _when(entry.time), more))
+        rows.append((str(asset), step.kind, entry.seq, known, proof, _when(entry.time)[:16], more))
         data.append({"asset": str(asset), "published": entry.to_json(), "behind": behind, "compared": compared})
     if as_json:
         show.as_json(data)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -79,14 +81,18 @@ def errors(problems: Sequence[MillraceError], *, json_wanted: bool = False) -> N
 
 
 def table(rows: Sequence[Sequence[Any]], heads: Sequence[str], numeric: Sequence[bool] = ()) -> None:
-    """Print aligned columns; figures to the right with thousands separators."""
+    """Print aligned columns; figures to the right with thousands separators.
+
+    On a terminal texts are cut in their middle where a line would not fit; elsewhere and in JSON they are whole.
+    """
     right = list(numeric) or [False] * len(heads)
     texts = [[cell(value) for value in row] for row in rows]
-    widths = [max([len(head), *(len(row[i]) for row in texts)]) for i, head in enumerate(heads)]
+    widths = [max([cells(head), *(cells(row[i]) for row in texts)]) for i, head in enumerate(heads)]
+    _narrow(widths, [fixed or any(TIME.match(row[i]) for row in texts) for i, fixed in enumerate(right)])
 
     def line(values: Sequence[str]) -> str:
         cells = [
-            value.rjust(width) if is_right else value.ljust(width)
+            value.rjust(width) if is_right else padded(value, width)
             for value, width, is_right in zip(values, widths, right, strict=True)
         ]
         return (" " + "  ".join(cells)).rstrip()
@@ -94,6 +100,43 @@ def table(rows: Sequence[Sequence[Any]], heads: Sequence[str], numeric: Sequence
     out(painted(line(heads), "grey"))
     for row in texts:
         out(line(row))
+
+
+TIME = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d")
+LEAST = 8  # cells that a text column keeps
+
+
+def _narrow(widths: list[int], fixed: Sequence[bool]) -> None:
+    """Take cells from the widest text columns until a line fits the terminal, where there is one."""
+    over = sum(widths) + 2 * len(widths) - 1 - (room() or sys.maxsize)
+    while over > 0:
+        width, widest = max(
+            (0 if is_fixed else width, at) for at, (width, is_fixed) in enumerate(zip(widths, fixed, strict=True))
+        )
+        if width <= LEAST:
+            return
+        widths[widest] -= 1
+        over -= 1
+
+
+def room() -> int | None:
+    """Return the cells of a line of the terminal; None where the output is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def cells(text: str) -> int:
+    """Return how many cells of a terminal a text takes: of Hangul two a letter."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def padded(text: str, width: int) -> str:
+    """Return a text in so many cells; a wider one is cut in its middle."""
+    from millrace.observe.lines import fit
+
+    text = fit(text, width)
+    return text + " " * (width - cells(text))
 
 
 def cell(value: Any) -> str:

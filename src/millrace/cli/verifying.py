@@ -13,6 +13,7 @@ from millrace.cli.options import Env, Folder, Json
 if TYPE_CHECKING:
     from millrace.app.verify import Verified
 
+VERDICT = 37  # cells of a line that a terminal keeps for what was found
 EXAMPLES = """
 [bold]Examples[/bold]
 
@@ -48,11 +49,13 @@ def verify(
     if json:
         show.as_json([one.to_json() for one in found])
     else:
-        width = max((len(str(asset)) for asset in (*(one.asset for one in found), *others)), default=0)
+        width = max((show.cells(str(asset)) for asset in (*(one.asset for one in found), *others)), default=0)
+        if (room := show.room()) is not None:
+            width = max(show.LEAST, min(width, room - VERDICT))
         for one in found:
             _print(one, width)
         for asset, why in others.items():
-            show.out(show.painted(f" {asset!s:<{width}}  left out: {why}", "grey"))
+            show.out(show.painted(f" {show.padded(str(asset), width)}  left out: {why}", "grey"))
         if not found:
             show.out(" nothing to verify: no copy of this project holds all rows of its source")
         show.errors([one.error for one in found if one.error is not None])
@@ -64,7 +67,7 @@ def _print(one: Verified, width: int) -> None:
     from millrace.cli.differences import print_difference
 
     difference = one.difference
-    name = f"{one.asset!s:<{width}}"
+    name = show.padded(str(one.asset), width)
     if difference is None:
         show.out(f" {name}  {show.painted('not compared', 'red')}")
         return

@@ -121,14 +121,16 @@ def _print_look(chosen: Chosen, specs: Sequence[CopySpec]) -> None:
     """Print a line for each table that would be copied."""
     pairs = sorted(zip(chosen.tables, specs, strict=True), key=lambda pair: pair[0].ref)
     labels = [str(one.ref) if one.ref == spec.place else f"{one.ref} → {spec.place}" for one, spec in pairs]
-    width = max(map(len, labels))
+    width = max(map(show.cells, labels))
+    if (room := show.room()) is not None:  # a line is ` copy  NAME  ROWS  BYTES`
+        width = max(show.LEAST, min(width, room - 38))
     for (one, spec), label in zip(pairs, labels, strict=True):
         if one.refused is not None:
-            show.out(f" copy  {label:<{width}}  {show.painted('may not be read', 'red')}")
+            show.out(f" copy  {show.padded(label, width)}  {show.painted('may not be read', 'red')}")
             continue
         rows = "rows unknown" if one.rows is None else f"≈ {show.count(one.rows, 'row')}"
         more = "   truncate: no primary key" if spec.mode == "truncate" and not one.keyed else ""
-        show.out(f" copy  {label:<{width}}  {rows:>18}  {size(one.bytes):>9}{more}".rstrip())
+        show.out(f" copy  {show.padded(label, width)}  {rows:>18}  {size(one.bytes):>9}{more}".rstrip())
     show.out()
     good = [one for one in chosen.tables if one.refused is None]
     known = sum(one.rows or 0 for one in good)
