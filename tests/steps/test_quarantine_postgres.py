@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from doors import execute, leftovers, rows
@@ -339,3 +340,63 @@ def test_the_scrub_knows_rows_in_quarantine(shop: Shop, millrace: Any) -> None:
         ("300.00",),
         ("7.50",),
     ]
+
+
+def test_a_column_that_came_leaves_entries_as_they_are(shop: Shop) -> None:
+    shop.copies("full")
+    shop.good()
+    with open_house(shop.folder) as house:
+        (waiting,) = (one for one in entries(house, ORDERS) if one.key["order_id"] == "17")
+        assert replay(house, ORDERS, [waiting.id], {"amount": "7.50", "status": "paid"}).errors == ()
+    execute(shop.source, "alter table orders add column more int default 3")
+    shop.good()
+    assert shop.statuses() == {"17": "replayed", "40": "open"}
+    assert rows(shop.target, "select amount::text, more from raw.orders where order_id = 17") == [("7.50", 3)]
+    assert shop.run()["copy:raw.orders"].status == "fresh"
+    shop.touch("amount = -1", "order_id = 9")
+    entry = shop.good()
+    assert entry is not None
+    assert (entry.counts.deleted, entry.rows) == (1, 1998)
+    execute(shop.target, "drop table raw.orders")
+    shop.good()
+    assert (shop.statuses(), len(shop.ids())) == ({"17": "replayed", "40": "open", "9": "open"}, 1998)
+
+
+def test_texts_that_cannot_be_carried_are_named(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing() -> tuple[str, list[str]]:
+        shop.write("copies/shop_db.yaml", shop_checks("{}"))
+        (error,) = shop.run().errors
+        assert error.code == "ContractBroken"
+        assert "orders in shop_db" in str(error)
+        return str(error).splitlines()[0], sorted(error.detail)
+
+    made = "encoding '{}' locale 'C' template template0"
+    execute(shop.source, f"create database ascii {made.format('SQL_ASCII')}")
+    execute(shop.target, f"create database latin {made.format('LATIN1')}")
+    unchecked, latin = (
+        urlsplit(url)._replace(path=f"/{name}").geturl()
+        for url, name in ((shop.source, "ascii"), (shop.target, "latin"))
+    )
+    try:
+        execute(
+            unchecked,
+            'create table orders (order_id int primary key, name text, "Other" json)',
+            "insert into orders select i, 'n' || i from generate_series(1, 3000) i",
+            "update orders set name = convert_from('\\xff41', 'SQL_ASCII') where order_id in (7, 1234)",
+            'update orders set "Other" = to_json(name) where order_id = 7',
+        )
+        monkeypatch.setenv("SHOP_DB_URL", unchecked)
+        assert failing() == (
+            '2 rows have texts that cannot be carried: invalid byte sequence for encoding "UTF8"',
+            ["order_id 1234: name", 'order_id 7: name, "Other"'],
+        )
+        assert leftovers(shop.target) == []
+        execute(shop.source, "update orders set customer = '漢字' where order_id = 9")
+        monkeypatch.setenv("SHOP_DB_URL", shop.source)
+        monkeypatch.setenv("REPORTS_URL", latin)
+        message, rows_named = failing()
+        assert message.startswith("1 row has a text that cannot be carried: character with byte sequence 0x")
+        assert rows_named == ["order_id 9: customer"]
+    finally:
+        execute(shop.source, "drop database ascii with (force)")
+        execute(shop.target, "drop database latin with (force)")

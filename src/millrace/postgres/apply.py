@@ -365,8 +365,10 @@ def _marked(table: Table) -> int:
     return deletes
 
 
-def set_aside(table: Table) -> None:
+def set_aside(table: Table) -> int:
     """Move the stage's bad rows into quarantine, and settle the older entries that the load deals with.
+
+    Returns how many rows of bad keys were deleted from the table.
 
     Rows that are appended must be new: those that are not leave the stage first. Rows that are marked as deleted are
     not bad.
@@ -390,9 +392,9 @@ def set_aside(table: Table) -> None:
         text = staged.detail.get("soft_delete")
         but = None if text is None else marked(Source(table.label, table.columns), text)
     if not rules_of(staged) and store.empty:
-        return
+        return 0
     rows = None if staged.how == "append" else table.relation.identifier
-    store.settle(staged, table.stage, within=within, but=but, table=rows)
+    return store.settle(staged, table.stage, within=within, but=but, table=rows)
 
 
 def append(table: Table) -> Applied:

@@ -48,6 +48,7 @@ create table if not exists {schema}.quarantine (
     row jsonb not null, fix jsonb, source text, bytes bytea,
     since timestamptz not null, run text not null, load bigint not null, settled timestamptz,
     primary key (layer, name, entry));
+create index if not exists quarantine_key on {schema}.quarantine using hash (key);
 """
 """Ledgers that earlier versions made get it when the first row is set aside."""
 

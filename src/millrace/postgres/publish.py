@@ -150,9 +150,10 @@ def _apply(connection: Connection, ledger: Ledger, staged: Staged, found: Ledger
         if isinstance(done, Swap):
             return done
     else:
-        if staged.how in SIFTED:
-            set_aside(table)
+        deleted = set_aside(table) if staged.how in SIFTED else 0
         done = _less(apply[staged.how](table), table.store)
+        if deleted:
+            done = replace(done, counts=replace(done.counts, deleted=done.counts.deleted + deleted))
     forget(connection, ledger, row)
     return done
 

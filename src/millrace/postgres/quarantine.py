@@ -287,7 +287,7 @@ class Store(Kept):
         within: sql.Composable | None,
         but: sql.Composable | None = None,
         table: sql.Composable | None = None,
-    ) -> None:
+    ) -> int:
         """Move the bad rows of a stage into quarantine, and settle the older entries that the load deals with.
 
         An older entry whose source row comes again as it was keeps its status; of a replayed one the fixed row takes
@@ -300,26 +300,30 @@ class Store(Kept):
             but: staged rows that are to be deleted, and are not bad.
             table: the table's rows of bad keys are deleted from it.
 
+        Returns:
+            how many rows were deleted from the table.
+
         Raises:
             ProofFailed: the rows kept are not those that were moved.
         """
         rules = rules_of(staged)
         if self._missing():
             if not rules:
-                return
+                return 0
             self._run(sql.SQL(QUARANTINE).format(schema=sql.Identifier(self._ledger.schema)))
         bad = broken(rules, but=but)
-        moved = self._move(staged, stage, rules, bad)
-        self._run(sql.SQL("analyze {}").format(self._rows)) if moved else None
+        self._move(staged, stage, rules, bad)
         self._match(stage, within)
         self._reopen(staged, rules)
         self._check(staged)
         mine = self._of(staged)
+        deleted = 0
         if table is not None:
             rows = self.typed("row", sql.SQL("{} and status <> 'replayed'").format(mine))
             same = self._same("b", "t")
-            self._run(sql.SQL("delete from {} t using ({}) b where {}").format(table, rows, same))
+            deleted = self._run(sql.SQL("delete from {} t using ({}) b where {}").format(table, rows, same))
         self.put(stage, sql.SQL("{} and status = 'replayed'").format(mine))
+        return deleted
 
     def put(self, table: sql.Composable, where: sql.Composable) -> int:
         """Insert the fixed rows of replayed entries into a table or stage; return how many."""
@@ -422,10 +426,10 @@ class Store(Kept):
         """The predicate of the entries that a load has taken up."""
         return sql.SQL("load = {}").format(sql.Literal(staged.load))
 
-    def _move(self, staged: Staged, stage: sql.Composable, rules: Sequence[Bad], bad: sql.Composable) -> int:
+    def _move(self, staged: Staged, stage: sql.Composable, rules: Sequence[Bad], bad: sql.Composable) -> None:
         """Make entries of the bad rows, their ids marked as new, and delete them from the stage."""
         if not rules:
-            return 0
+            return
 
         def first(what: Sequence[str]) -> sql.Composable:
             cases = (
@@ -467,7 +471,6 @@ class Store(Kept):
         deleted = self._run(sql.SQL("delete from {} where {}").format(stage, bad))
         if deleted != moved:
             raise ProofFailed(f"{moved:,} bad rows of {self._asset} were found, but {deleted:,} were taken out")
-        return moved
 
     def _match(self, stage: sql.Composable, within: sql.Composable | None) -> None:
         """Let new entries take over from older ones of the same row, and delete older ones that are dealt with."""

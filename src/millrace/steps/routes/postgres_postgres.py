@@ -56,6 +56,7 @@ from millrace.steps.routes.postgres_swap import (
     words,
 )
 from millrace.steps.routes.postgres_types import add_words, other_types
+from millrace.steps.routes.postgres_unreadable import naming
 from millrace.steps.routes.postgres_written import PLAN, written
 from millrace.steps.routes.relay import Relay
 from millrace.steps.scrubbing import moment, said_due, state_of
@@ -94,7 +95,7 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget, *, now
     Raises:
         KeyInvalid, NotFound, ContractBroken, PermissionMissing: what would also stop the run.
     """
-    with look_at(spec, reader, target) as look:
+    with naming(spec, reader, target), look_at(spec, reader, target) as look:
         rows = look.base.relation.rows if look.base.relation is not None else None
 
         def answer(is_fresh: bool, reason: str, moves: int | None = rows, more: str = "") -> Freshness:
@@ -178,7 +179,7 @@ def stage(
         Interrupted: what was staged can be resumed.
         MillraceError: everything else that stops a copy; nothing is left then.
     """
-    with look_at(spec, reader, target) as look:
+    with naming(spec, reader, target), look_at(spec, reader, target) as look:
         look = _sifted(look, step, ctx)
         if look.relation is not None:
             check_target(look)
