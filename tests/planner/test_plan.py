@@ -312,6 +312,18 @@ tables:
         (
             "copies/edi.yaml",
             "where: is_active}",
+            "where: is_active, checks: {expression: [code > '', 'list_sum([code]) > 1']}}",
+            "is nothing for PostgreSQL, where it is checked: list_sum",
+        ),
+        (
+            "copies/edi.yaml",
+            "where: is_active}",
+            "where: is_active, checks: {relationships: {code: bronze.orders.order_id}}}",
+            "goes to bronze.orders, which is not in the same database",
+        ),
+        (
+            "copies/edi.yaml",
+            "where: is_active}",
             "where: is_active, proof: count, contract: {bad_rows: quarantine}}",
             "rows that are only counted cannot be set aside yet",
         ),

@@ -346,7 +346,8 @@ class _Maker:
         if maker is None:
             raise self.unknown("checks of", checks.asset, checks.place)
         for reference in (checks.checks.relationships or {}).values():
-            self._referred(AssetId.parse(reference.to.rpartition(".")[0]), checks)
+            self._referred(AssetId.parse(reference.to.rpartition(".")[0]), checks, maker)
+        self._portable(checks, maker)
         if maker.kind != "dbt":
             return
         step = Step(
@@ -414,10 +415,29 @@ class _Maker:
         note = did_you_mean(str(asset), known)
         return self.project.problem(f"{who} {asset}, which nothing makes", place, note=note)
 
-    def _referred(self, asset: AssetId, checks: AssetChecks) -> None:
-        """Refuse a relationship to an asset that does not exist."""
-        if not any(asset in step.assets for step in self.steps.values()):
+    def _referred(self, asset: AssetId, checks: AssetChecks, maker: Step) -> None:
+        """Refuse a relationship to an asset that does not exist, or that a database cannot see from where it is."""
+        other = next((step for step in self.steps.values() if asset in step.assets), None)
+        if other is None:
             raise self.unknown(f"a relationship of {checks.asset} goes to", asset, checks.place)
+        if _in_database(maker) and other.target != maker.target:
+            what = f"a relationship of {checks.asset} goes to {asset}, which is not in the same database"
+            raise self.project.problem(
+                what, checks.place, hint="copy both into it, or check the relationship elsewhere"
+            )
+
+    def _portable(self, checks: AssetChecks, maker: Step) -> None:
+        """Refuse expressions of a table in a database that cannot be written for PostgreSQL."""
+        if not _in_database(maker) or not checks.checks.expression:
+            return
+        from millrace.project.sql import unportable  # sqlglot costs a tenth of a second that few projects need
+
+        for one in maker.spec["checks"]["expression"]:
+            text = one["sql"] if isinstance(one, dict) else one
+            if why := unportable(text):
+                what = f"an expression of {checks.asset} is nothing for PostgreSQL, where it is checked: {text}"
+                hint = "write it with what both DuckDB and PostgreSQL have"
+                raise self.project.problem(what, checks.place, note=why, hint=hint)
 
     def _readable(self, step: Step, asset: AssetId, maker: Step | None, place: Place) -> None:
         """Refuse inputs that do not exist or cannot be read from there."""
@@ -529,6 +549,11 @@ def _column(column: Column, document: Document) -> dict[str, Any]:
         "place": [place.file, place.line, place.column, place.length],
         "lines": list(excerpt(document.text, place)),
     }
+
+
+def _in_database(step: Step) -> bool:
+    """Say whether a step copies a table into a database."""
+    return step.kind == "copy" and step.target != "lake"
 
 
 def _contract(contract: RowContract | None, place: str) -> dict[str, Any]:

@@ -6,11 +6,13 @@ from typing import Any
 
 import sqlglot
 from sqlglot import exp
-from sqlglot.errors import SqlglotError
+from sqlglot.errors import ErrorLevel, SqlglotError
 
 from millrace.project.fields import wrong
 
 _WRITES = (exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.Drop, exp.Create, exp.Alter, exp.Command, exp.Into)
+
+_DUCK_ONLY = ("list_", "struct_", "map_")
 
 
 def check_sql(word: str, text: str) -> None:
@@ -30,6 +32,20 @@ def check_sql(word: str, text: str) -> None:
     conditional = word in ("where", "soft_delete")
     if conditional and any(statement.args.get(part) for part in ("group", "having", "order", "limit", "offset")):
         raise wrong(f'"{word}" of {{}} must be one condition, without group by, order by or limit')
+
+
+def unportable(text: str) -> str | None:
+    """Return why an expression in DuckDB's SQL is nothing for PostgreSQL; None where only a server can tell."""
+    try:
+        parsed = sqlglot.parse_one(text, read="duckdb")
+        for node in parsed.find_all(exp.Lambda, exp.Struct, exp.Anonymous):
+            name = node.name.lower() if isinstance(node, exp.Anonymous) else ""
+            if not isinstance(node, exp.Anonymous) or name.startswith(_DUCK_ONLY):
+                return f"PostgreSQL has no {name or node.key}"
+        parsed.sql("postgres", unsupported_level=ErrorLevel.RAISE)
+    except SqlglotError as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def _is_query(text: str) -> bool:
