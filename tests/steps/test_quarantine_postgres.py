@@ -366,7 +366,7 @@ def test_texts_that_cannot_be_carried_are_named(shop: Shop, monkeypatch: pytest.
     def failing() -> tuple[str, list[str]]:
         shop.write("copies/shop_db.yaml", shop_checks("{}"))
         (error,) = shop.run().errors
-        assert error.code == "ContractBroken"
+        assert error.code == "ContractBroken", str(error)
         assert "orders in shop_db" in str(error)
         return str(error).splitlines()[0], sorted(error.detail)
 

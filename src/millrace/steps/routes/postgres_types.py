@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from millrace.errors import ContractBroken
+from millrace.errors import ContractBroken, TransientFailure
 from millrace.postgres.session import translated
 from millrace.postgres.usertypes import TypeDifference, type_differences
 from millrace.steps.routes.postgres_look import Look
@@ -41,7 +41,10 @@ def add_words(look: Look) -> None:
 
 def other_types(look: Look, error: ContractBroken) -> ContractBroken | None:
     """Return the error about types that differ, where a value was refused; None where they do not."""
-    found = _differences(look)
+    try:
+        found = _differences(look)
+    except TransientFailure:  # what was refused in a COPY ended the snapshot's connection
+        return None
     if not found:
         return None
     statements = [one.statement.as_string(None) for one in found[:SHOWN] if one.statement is not None]
