@@ -271,6 +271,16 @@ def test_a_table_that_is_being_read_for_long(plain: Copy, monkeypatch: pytest.Mo
         assert reader.execute("select * from t order by id").fetchall() != first  # read committed
     assert table(url) == table(plain.urls[0])
 
+    execute(url, "create sequence used owned by t.code")
+    execute(plain.urls[0], "update t set name = 'third ' || id")
+    with psycopg.connect(url) as other:
+        other.execute("select nextval('used')")
+        entry = plain.run()
+        assert entry is not None
+        assert entry.note == "row by row: it cannot be exchanged (canceling statement due to lock timeout)"
+    assert table(url) == table(plain.urls[0])
+    assert leftovers(url) == []
+
 
 def test_guards_modes_and_keys(plain: Copy) -> None:
     source, url = plain.urls
@@ -308,4 +318,29 @@ def test_guards_modes_and_keys(plain: Copy) -> None:
         Counts(19000, 0, 19000),
     )
     assert table(url) == table(source)
+    assert leftovers(url) == []
+
+
+def test_two_tables_of_one_publish_are_exchanged_together(pair: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or neither is: readers of the first would wait for the second."""
+    source, url = pair.urls
+    execute(source, "create table u (like t including all)", "insert into u select * from t")
+    copies = [pair, Copy(source, url, table="public.u")]
+    for one in copies:
+        one.run()
+
+    def publish() -> list[str]:
+        for name in ("t", "u"):
+            execute(source, f"update {name} set amount = amount + 1, twice = null")
+        staged = tuple(made for one in copies for made in one.stage())
+        proofs = pair.prove(staged)
+        return [entry.note[:11] for entry in pair.target.publish(staged, proofs, {})]
+
+    assert publish() == ["by swap: 10"] * 2
+    monkeypatch.setattr(swap, "PATIENCE", 0.3)
+    with psycopg.connect(url) as reader:
+        reader.execute("select from u limit 1")
+        assert publish() == ["row by row:"] * 2
+    for name in ("t", "u"):
+        assert table(url, name) == table(source, name)
     assert leftovers(url) == []

@@ -12,7 +12,8 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +34,8 @@ from millrace.postgres.stage import set_sequence
 
 LOCK_MS = 75  # well under deadlock_timeout: so long may a reader wait for an attempt that comes to nothing
 PATIENCE = 5.0  # seconds of attempts; then the rows are applied one by one, which waits for no reader
+REFUSED = ("0A", "22", "23", "2B", "42", "55P03", "P0")
+"""Beginnings of SQLSTATEs with which a server refuses an exchange: all but what ends the transaction or the session."""
 _WORD = re.compile(r"[A-Z ]+")
 
 Rest = Callable[[Table], Applied]
@@ -185,7 +188,7 @@ class Swap:
         if (reason := against(connection, relation.oid)) is not None:
             return reason
         try:
-            with connection.transaction(), bare_path(connection):
+            with _briefly(connection), bare_path(connection):
                 before = portrait(connection, relation.oid)
                 _exchange(connection, self.table)
                 after = portrait(connection, _oid(connection, relation.identifier))
@@ -194,7 +197,7 @@ class Swap:
         except _NotTheSame as error:
             return f"of a new table {', '.join(error.parts)} would be others"
         except psycopg.DatabaseError as error:
-            if error.sqlstate is None or not error.sqlstate.startswith(("0A", "22", "23", "2B", "42", "P0")):
+            if error.sqlstate is None or not error.sqlstate.startswith(REFUSED):
                 raise
             return f"it cannot be exchanged ({error.diag.message_primary})"
         return None
@@ -276,16 +279,24 @@ def exclusive(connection: Connection, swaps: Sequence[Swap]) -> str | None:
 
 
 def _locked(connection: Connection, relations: Sequence[Relation]) -> bool:
-    row = connection.execute("select pg_catalog.current_setting('lock_timeout')").fetchone()
     try:
-        with connection.transaction():
-            connection.execute(sql.SQL("set local lock_timeout = {}").format(sql.Literal(LOCK_MS)))
+        with _briefly(connection):
             for relation in relations:
                 connection.execute(sql.SQL("lock table {} in access exclusive mode").format(relation.identifier))
-            connection.execute(sql.SQL("set local lock_timeout = {}").format(sql.Literal(row[0] if row else "0")))
     except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
         return False
     return True
+
+
+@contextmanager
+def _briefly(connection: Connection) -> Iterator[None]:
+    """Run a block in a savepoint, which waits for locks no longer than LOCK_MS."""
+    row = connection.execute("select pg_catalog.current_setting('lock_timeout')").fetchone()
+    timeout = sql.SQL("set local lock_timeout = {}")
+    with connection.transaction():
+        connection.execute(timeout.format(sql.Literal(LOCK_MS)))
+        yield
+        connection.execute(timeout.format(sql.Literal(row[0] if row else "0")))
 
 
 # the exchange, in the publish's transaction, under ACCESS EXCLUSIVE, with an empty search path

@@ -57,7 +57,9 @@ class CopyStep:
             return Freshness(False, "seen while staging")  # where one end is asked after the other
         reader = self._resources.reader(spec.source)
         if isinstance(target, PostgresTarget):
-            return postgres_postgres.fresh(spec, reader, target, now=ctx.logical_time)
+            sifted = step.spec.get("checks") and (step.spec.get("contract") or {}).get("bad_rows") == "quarantine"
+            ways = not ctx.run and not sifted
+            return postgres_postgres.fresh(spec, reader, target, now=ctx.logical_time, ways=ways)
         from millrace.lake.target import LakeTarget
         from millrace.steps.routes import postgres_lake
 

@@ -85,12 +85,13 @@ PROVES = {
 }
 
 
-def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget, *, now: str) -> Freshness:
+def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget, *, now: str, ways: bool = True) -> Freshness:
     """Say whether the target already is what a run would make of it.
 
     Args:
         spec, reader, target: of the step.
         now: the logical time, ISO 8601 UTC: what of the scrub is due.
+        ways: say also by which of two ways it would be published, which takes a sample of the rows.
 
     Raises:
         KeyInvalid, NotFound, ContractBroken, PermissionMissing: what would also stop the run.
@@ -99,7 +100,9 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget, *, now
         rows = look.base.relation.rows if look.base.relation is not None else None
 
         def answer(is_fresh: bool, reason: str, moves: int | None = rows, more: str = "") -> Freshness:
-            publishes = f"{_publishes(look, is_fresh)} · {wire(look.source.columns)}"
+            publishes = (
+                f"{_publishes(look) if ways and not is_fresh else PUBLISHES[look.how]} · {wire(look.source.columns)}"
+            )
             proves = "the number of rows; none is compared" if _counted(look) else PROVES[look.how]
             return Freshness(is_fresh, reason, moves, publishes, proves + more)
 
@@ -114,10 +117,10 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget, *, now
         return answer(*_compared(look))
 
 
-def _publishes(look: Look, is_fresh: bool) -> str:
+def _publishes(look: Look) -> str:
     """Say how it would be published, and why that way where there are two."""
     usual = PUBLISHES[look.how]
-    if is_fresh or (reason := why_not(look)) is None:
+    if (reason := why_not(look)) is None:
         return usual
     if look.how == "truncate":
         return f"{usual}, not by swap: {reason}" if reason else f"by swap: {ALL}"

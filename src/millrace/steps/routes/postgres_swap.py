@@ -29,7 +29,9 @@ def fine_segments(look: Look) -> list[Segment]:
 
 def why_not(look: Look) -> str | None:
     """Say why a table that differs may not be exchanged; nothing where it may, None where it is no question."""
-    if look.how not in ("sync", "truncate") or look.relation is None or look.alter or look.spec.proof == "count":
+    if look.how not in ("sync", "truncate") or look.relation is None or look.alter:
+        return None
+    if look.spec.proof == "count" or look.spec.stage:
         return None
     there, names = look.there, {column.name for column in look.source.columns}
     if there.pages < SMALLEST:
