@@ -130,16 +130,6 @@ table products: rows of the lake that are only counted are not built yet
     |                                                   ^^^^^
   leave proof out: a copy into the lake compares every row""",
     ),
-    "versions in the lake": (
-        COPIES,
-        ("mode: full", "mode: snapshot"),
-        """\
-table products: mode snapshot into the lake is not built yet
-  copies/shop_db.yaml:7:38
-  7 |   products:  {key: product_id, mode: snapshot}
-    |                                      ^^^^^^^^
-  copy into a schema of a connection, or let dbt keep snapshots in the warehouse""",
-    ),
     "a number for a name": (
         COPIES,
         ("key: product_id", "key: [product_id, 7]"),

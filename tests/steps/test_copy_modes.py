@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from doors import Copy, execute, leftovers, rows, table
 
-from millrace.app import open_house
+from millrace.app import compare, open_house
 from millrace.app.verify import verify
 from millrace.core.names import AssetId
 from millrace.core.staged import Counts
@@ -343,6 +343,8 @@ tables:
     with open_house(tmp_path) as house:
         name = AssetId("raw", "versions")
         assert [(one.good, one.recorded) for one in verify(house, [name], 10)] == [(True, True)]  # of current versions
+        found = compare(source, "t", target, "raw.versions", trusted_urls=True).difference  # of these too
+        assert (found.only_left, found.differing, found.only_right, found.missing_left) == (2, 0, 0, ())
         execute(target, "update raw.versions set v = 'by hand' where id = 9 and valid_to is null")
         assert not verify(house, [name], 10)[0].good
         assert verify(house, [name], 10, repair=True)[0].good

@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,8 @@ def compare(
 ) -> Compared:
     """Compare two tables row by row, and column by column where statistics are asked for.
 
+    Of a table of versions (mode `snapshot`) on the right the current ones are compared.
+
     Args:
         left: a database: `env:NAME`, `service:NAME`, a URL, or the name of a connection of the project here.
         table: the left table, an SQL name.
@@ -72,6 +74,7 @@ def compare(
             if LAKE not in house.project.settings.connections:
                 return _with_lake(house, left, table, AssetId.parse(other), key, limit, statistics)
     from millrace.postgres.diff import Half, diff_halves
+    from millrace.postgres.history import current, is_versions
     from millrace.postgres.reader import PostgresReader
     from millrace.postgres.statistics import side_by_side, table_statistics
 
@@ -86,6 +89,9 @@ def compare(
             reader = PostgresReader(database)
             snap = closing.enter_context(reader.snapshot())
             halves.append(Half(reader, snap, reader.source(ref, connection=snap.connection)))
+        one, two = (half.source for half in halves)
+        if is_versions(two.relation) and not is_versions(one.relation):
+            halves[1] = replace(halves[1], source=current(two))
         found = diff_halves(halves[0], halves[1], key, limit)
         figures = {}
         if statistics:
@@ -98,11 +104,13 @@ def _with_lake(
 ) -> Compared:
     """Compare a table of a connection with an asset of the lake, as both are."""
     from millrace.duck import engine
+    from millrace.lake.history import FROM, is_versioned
     from millrace.lake.statistics import file_statistics
     from millrace.lake.target import LakeTarget
     from millrace.postgres.reader import PostgresReader
     from millrace.postgres.statistics import side_by_side, table_statistics
     from millrace.steps.lake_differences import diff_lake
+    from millrace.steps.routes.lake_history import current
     from millrace.steps.routes.lake_scrub import LakeSide
 
     since = time.monotonic()
@@ -114,10 +122,16 @@ def _with_lake(
         with contextlib.closing(opened) as duck, reader.snapshot() as snap:
             side = LakeSide(duck, lake.schema(asset), lake.files(asset), (), ())
             source = reader.source(TableRef.parse(table), connection=snap.connection)
-            found = diff_lake(source, snap, side, f"{asset} in the lake", key=key, limit=limit)
+            label = f"{asset} in the lake"
+            if is_versioned(side.schema) and FROM not in source.names:
+                side, label = current(side), f"the current versions of {label}"
+            found = diff_lake(source, snap, side, label, key=key, limit=limit)
             figures = {}
             if statistics:
-                left, right = table_statistics(snap.connection, source), file_statistics(duck, side.files, side.schema)
+                left, right = (
+                    table_statistics(snap.connection, source),
+                    file_statistics(duck, side.files, side.schema, side.only),
+                )
                 figures = side_by_side(left, right)
     return Compared(found, time.monotonic() - since, figures)
 

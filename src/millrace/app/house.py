@@ -200,9 +200,6 @@ class House:
                 f"{step.label} is not copied by a cursor, so --from and --to say nothing to it",
                 hint="select the copies that are: --select …",
             )
-        if step.target == "lake":
-            what = f"{step.label} lies in the lake, where backfills are not built yet"
-            raise UsageError(what, hint="compare everything: millrace run --full-refresh --select …")
         start, end = self._interval
         return replace(step, spec={**step.spec, "copy": {**copy, "mode": "backfill", "start": start, "end": end}})
 

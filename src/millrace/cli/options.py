@@ -22,3 +22,8 @@ Select = Annotated[
     typer.Option("--select", "-s", metavar="WHAT", help="Assets: silver.orders, marts.*, +x (and what it needs), x+."),
 ]
 Pipeline = Annotated[str | None, typer.Option("--pipeline", metavar="NAME", help="A pipeline of millrace.yaml.")]
+From = Annotated[
+    str | None,
+    typer.Option("--from", metavar="VALUE", help="Backfill: make only rows equal whose cursor is not lower."),
+]
+To = Annotated[str | None, typer.Option("--to", metavar="VALUE", help="Backfill: and whose cursor is lower than this.")]

@@ -11,7 +11,7 @@ import typer
 
 from millrace.cli import show
 from millrace.cli.main import app
-from millrace.cli.options import Env, Folder, Json, Pipeline, Select
+from millrace.cli.options import Env, Folder, From, Json, Pipeline, Select, To
 from millrace.errors import MillraceError, UsageError
 
 if TYPE_CHECKING:
@@ -135,18 +135,25 @@ PLAN_EXAMPLES = """
 
   millrace plan
   millrace plan --select +marts.fct_orders --json
+  millrace plan --select raw.orders --from 2026-01-01 --to 2026-02-01
 """
 
 
 @app.command("plan", epilog=PLAN_EXAMPLES)
 def plan(
-    select: Select = None, pipeline: Pipeline = None, folder: Folder = None, env: Env = None, json: Json = False
+    select: Select = None,
+    pipeline: Pipeline = None,
+    start: From = None,
+    end: To = None,
+    folder: Folder = None,
+    env: Env = None,
+    json: Json = False,
 ) -> None:
     """Show what a run would do, how it publishes, what it proves, and why."""
     from millrace.app import open_house
     from millrace.cli.plans import plan_json, print_plan
 
-    with open_house(folder, env) as house:
+    with open_house(folder, env, interval=(start, end)) as house:
         explained = house.explain(house.plan(select or (), pipeline))
         if json:
             show.as_json(plan_json(explained))
@@ -174,13 +181,8 @@ def run(
     full_refresh: Annotated[
         bool, typer.Option("--full-refresh", help="Count nothing as fresh; read everything.")
     ] = False,
-    start: Annotated[
-        str | None,
-        typer.Option("--from", metavar="VALUE", help="Backfill: make only rows equal whose cursor is not lower."),
-    ] = None,
-    end: Annotated[
-        str | None, typer.Option("--to", metavar="VALUE", help="Backfill: and whose cursor is lower than this.")
-    ] = None,
+    start: From = None,
+    end: To = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Take up an earlier run where it stopped.")] = None,
     at: Annotated[str | None, typer.Option(metavar="TIME", help='"Now" in models and checks, ISO 8601; UTC.')] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End at the first failure.")] = False,

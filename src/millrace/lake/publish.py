@@ -18,7 +18,7 @@ from millrace.lake.aside import facts_of
 from millrace.lake.layout import Folder, disk
 from millrace.lake.ledger import Manifest
 from millrace.lake.prove import check_size, hashable
-from millrace.lake.table import arrow_schema
+from millrace.lake.table import arrow_schema, rows_of
 
 SOURCES = ("whole", "cursor", "files")
 """Kinds of positions in a source, as opposed to versions of assets."""
@@ -273,7 +273,7 @@ def _entry(staged: Staged, proof: Proof, previous: Manifest | None) -> tuple[Led
         level = "table" if level == "transfer" and staged.position.to_json()["kind"] in SOURCES else level
     elif staged.how == "upsert":
         counts = Counts(**staged.detail["counts"])
-        rows = known + counts.inserted - counts.deleted if known >= 0 else -1
+        rows = known + rows_of(staged.detail["files"]) - rows_of(staged.detail["removed"]) if known >= 0 else -1
     else:
         rows = known + staged.rows if known >= 0 else -1
         counts = Counts(inserted=staged.rows)

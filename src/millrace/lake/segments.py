@@ -18,14 +18,14 @@ from millrace.core.schema import Schema
 from millrace.core.segment import Segment, SegmentId
 from millrace.errors import MillraceError
 from millrace.lake.rowhash import CHUNK, hash_rows, record_hashes
-from millrace.lake.sql import Fragment, SqlEngine, fill, listed, quoted
+from millrace.lake.sql import EVERY_ROW, Condition, Fragment, SqlEngine, fill, listed, quoted
 from millrace.lake.table import arrow_schema, conform
 
 Places = npt.NDArray[np.int64]
 
 FILES = Fragment("read_parquet(?, union_by_name = true, hive_partitioning = false)")
-ROWS = "select {columns} from {files} t where {bounds}"
-WITHOUT = "select {columns} from {files} t anti join {files} c using ({keys}) where {bounds}"
+ROWS = "select {columns} from {files} t where ({bounds}) and ({only})"
+WITHOUT = "select {columns} from {files} t anti join {files} c using ({keys}) where ({bounds}) and ({only})"
 BETWEEN = "({key} >= ? and {key} <= ?)"
 BATCH_ROWS = 65_536
 MOST_RANGES = 64  # more are told apart in Python only
@@ -82,6 +82,7 @@ def batches(
     columns: Sequence[str],
     segments: Sequence[Segment] = (),
     without: Sequence[str] = (),
+    only: Condition = EVERY_ROW,
 ) -> Iterator[pa.RecordBatch]:
     """Yield some columns of files in the lake's types, up to CHUNK rows at once.
 
@@ -92,16 +93,18 @@ def batches(
         columns: which of its columns; others are texts.
         segments: parts that are wanted; of ranges little else is read, of others everything is.
         without: files with keys whose rows are left out.
+        only: which rows at all.
     """
     if not files:
         return
     bounds, ends = _bounds(schema, segments)
     wanted = listed(quoted(name, "t") for name in columns)
     keys = listed(map(quoted, schema.key))
-    query = fill(WITHOUT if without else ROWS, columns=wanted, files=FILES, keys=keys, bounds=bounds)
+    template = WITHOUT if without else ROWS
+    query = fill(template, columns=wanted, files=FILES, keys=keys, bounds=bounds, only=only.text)
     types = arrow_schema(schema)
     plain = pa.schema([types.field(name) if name in types.names else pa.field(name, pa.string()) for name in columns])
-    params = [list(files), *([list(without)] if without else []), *ends]
+    params = [list(files), *([list(without)] if without else []), *ends, *only.values]
     for batch in engine.sql(query, params=params).to_arrow_reader(BATCH_ROWS):
         fitted = conform(batch, plain, 0, 0, "the lake")
         for start in range(0, fitted.num_rows, CHUNK):
@@ -164,11 +167,12 @@ def keys_in(
     schema: Schema,
     segments: Sequence[Segment],
     without: Sequence[str],
+    only: Condition = EVERY_ROW,
 ) -> pa.Table:
     """Return the keys of the rows of some files that are in some segments and not among the keys of other files."""
     types = arrow_schema(schema)
     wanted = pa.schema([types.field(name) for name in schema.key])
-    rows = batches(engine, files, schema, schema.key, segments, without)
+    rows = batches(engine, files, schema, schema.key, segments, without, only)
     found = [batch.filter(pa.array(places(batch, schema, segments) >= 0)) for batch in rows]
     return pa.Table.from_batches(found, schema=wanted)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -56,3 +57,19 @@ def fill(template: str, **parts: Fragment) -> Fragment:
         if not isinstance(part, Fragment):
             raise TypeError(f"{name} must be a Fragment, not {type(part).__name__}")
     return Fragment(_HOLE.sub(lambda hole: parts[hole[1]], template))
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Which rows of a table, which statements call `t`.
+
+    Attributes:
+        text: with a question mark for each value.
+        values: bound in their order.
+    """
+
+    text: Fragment
+    values: tuple[Any, ...] = ()
+
+
+EVERY_ROW = Condition(Fragment("true"))

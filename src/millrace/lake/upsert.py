@@ -132,12 +132,12 @@ class Upsert:
             self._insert(before, after)
             counts = Counts(self._counts["insert"], self._counts["update"], self._counts["delete"])
             facts = {
-                **detail,
+                "counts": counts.to_json(),
+                **detail,  # which may count other things than rows: of versions those that the source has changed
                 "images": {"before": _record(before), "after": _record(after)},
                 "removed": [self._removed(name) for name in sorted(self._touched)],
                 "changes": None if changed is None else changed.to_json(),
                 "unchanged": None if changed is None else self._unchanged.to_json(),
-                "counts": counts.to_json(),
             }
             return self._stage.close(position, expected, detail=facts, rows=sum(self._counts.values()))
 
@@ -181,7 +181,7 @@ class Upsert:
         files = list(self._table)
         columns = self._columns("t", *OWN, FILE)
         if self._changes:
-            for batch in self._query(MATCHED, files, self._changes, columns=columns, differs=_differ(self._schema)):
+            for batch in self._query(MATCHED, files, self._changes, columns=columns, differs=differ(self._schema)):
                 yield self._labelled(self._really(batch), "update")
         if self._deletes:
             for batch in self._query(GONE, files, self._deletes, columns=columns):
@@ -293,7 +293,7 @@ def _differs(column: Column) -> Fragment:
     return fill("{old} is distinct from {new}", old=old, new=new)
 
 
-def _differ(schema: Schema) -> Fragment:
+def differ(schema: Schema) -> Fragment:
     """Return the comparison of rows of one key in table and changes."""
     rest = [column for column in schema.columns if column.name not in schema.key]
     # a key holds no null and no -0 that its twin could differ in, and joins by equality
@@ -308,7 +308,7 @@ def compared(
     left = _fill(ASIDE, keys=keys) if aside else Fragment("")
     more = [list(aside)] if aside else []
     missing = sql.sql(_fill(MISSING, keys=keys, aside=left), params=[list(changes), list(files), *more])
-    statement = _fill(CHANGED, keys=keys, aside=left, differs=_differ(schema))
+    statement = _fill(CHANGED, keys=keys, aside=left, differs=differ(schema))
     changed = sql.sql(statement, params=[list(files), list(changes), *more])
     return missing.fetchall()[0][0], changed.fetchall()[0][0]
 

@@ -205,6 +205,10 @@ class _Maker:
                 what = f"type_changes: discard is not built for copies {way}"
                 raise self._unbuilt(copy, "contract", what, "use evolve or freeze")
             later = dict.fromkeys(words, ("quarantine",))
+        elif wanted.bad_rows == "quarantine" and mode == "snapshot":
+            raise self._unbuilt(
+                copy, "contract", "rows cannot be set aside in mode snapshot yet", "use bad_rows: block"
+            )
         elif copy.options.files is not None:
             later = dict.fromkeys(words, ("discard", "quarantine"))
         for name, refused in later.items():

@@ -93,8 +93,13 @@ class Rule:
                 parts.append(sql.SQL("{} {} {}").format(place, sql.SQL(sign), sql.Literal(text)))
         return sql.SQL("({})").format(sql.SQL(" and ").join(parts or [sql.SQL("{} is not null").format(place)]))
 
-    def check_interval(self, connection: Connection, column: PgColumn, start: str | None, end: str | None) -> None:
+    def check_interval(
+        self, connection: Connection, column: PgColumn, start: str | None, end: str | None
+    ) -> tuple[str | None, str | None]:
         """Refuse bounds that the column's type does not know, and an interval that holds nothing.
+
+        Returns:
+            The bounds as the server writes them, times in UTC.
 
         Raises:
             UsageError: it says which.
@@ -106,7 +111,7 @@ class Rule:
             place = sql.SQL("{}::{}").format(sql.Literal(text), kind)
             bounds.append(sql.SQL('({} collate pg_catalog."C")').format(place) if is_text(column) else place)
         try:
-            row = connection.execute(sql.SQL("select {} < {}").format(*bounds)).fetchone()
+            row = connection.execute(sql.SQL("select {0} < {1}, ({0})::text, ({1})::text").format(*bounds)).fetchone()
         except psycopg.errors.DataError as error:
             raise UsageError(
                 f"no interval of the cursor {sql_name(column.name)}, which is {column.type}",
@@ -114,6 +119,7 @@ class Rule:
             ) from error
         if row is not None and row[0] is False:
             raise UsageError(f"the interval is empty: it begins at {start} and ends before {end}")
+        return (None, None) if row is None else (row[1], row[2])
 
     def _bound(self, column: PgColumn, bound: str) -> str:
         found = _BOUND.fullmatch(bound)

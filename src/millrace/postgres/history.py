@@ -22,6 +22,7 @@ from millrace.postgres.catalog import PgColumn, Relation, exists
 from millrace.postgres.ddl import create_like, cut
 from millrace.postgres.ledger import Ledger
 from millrace.postgres.session import Connection
+from millrace.postgres.source import Source
 from millrace.postgres.stage import staged_relation
 
 FROM, TO = "valid_from", "valid_to"
@@ -42,6 +43,21 @@ def plain(columns: Sequence[PgColumn], label: str) -> tuple[PgColumn, ...]:
                 hint=f"give it another name: select: id, …, {column.name} as source_{column.name}",
             )
     return tuple(replace(column, generated="", generation=None, identity="") for column in columns)
+
+
+def is_versions(relation: Relation | None) -> bool:
+    """Whether a table is one of versions."""
+    if relation is None or relation.primary_key[-1:] != (FROM,):
+        return False
+    types = {column.name: column.type for column in relation.columns}
+    return all(types.get(name) == "timestamp with time zone" for name in (FROM, TO))
+
+
+def current(source: Source) -> Source:
+    """Return the current versions of a table of versions, as rows of its source."""
+    names = [name for name in source.names if name not in (FROM, TO)]
+    label = f"the current versions of {source.label}"
+    return replace(source.only(source.pick(names)).narrowed(CURRENT), label=label)
 
 
 def without(relation: Relation, label: str) -> Relation:

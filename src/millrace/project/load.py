@@ -425,15 +425,11 @@ def _table(
         at = (*path, "mode") if (*path, "mode") in document.values else path
         hint = "cursor: updated_at, or mode: full"
         raise document.problem(f"table {name} is incremental and names no cursor column", at, key=True, hint=hint)
-    _check_backfill(document, path, name, options, target)
+    _check_backfill(document, path, name, options)
     _check_stage(document, path, name, options, target)
     if options.mode not in ("incremental", "append", "backfill") and options.cursor is not None:
         # from the defaults; a full copy reads everything
         options = options.model_copy(update={"cursor": None, "cursor_format": None, "lookback": None})
-    if options.mode == "snapshot" and target == "lake":
-        at = (*path, "mode") if (*path, "mode") in document.values else ("defaults", "mode")
-        hint = "copy into a schema of a connection, or let dbt keep snapshots in the warehouse"
-        raise document.problem(f"table {name}: mode snapshot into the lake is not built yet", at, hint=hint)
     if options.proof == "count" and target == "lake":
         at = (*path, "proof") if (*path, "proof") in document.values else ("defaults", "proof")
         hint = "leave proof out: a copy into the lake compares every row"
@@ -460,7 +456,7 @@ def _table(
     return CopyTable(AssetId(layer, asset), source, ref, target, options, document.file, place)
 
 
-def _check_backfill(document: Document, path: Path_, name: str, options: TableOptions, target: str) -> None:
+def _check_backfill(document: Document, path: Path_, name: str, options: TableOptions) -> None:
     """Refuse an interval without a backfill, and a backfill without an interval or a cursor. Raises ProjectError."""
 
     def at(key: str) -> Path_:
@@ -477,9 +473,6 @@ def _check_backfill(document: Document, path: Path_, name: str, options: TableOp
     if options.cursor is None or not bounded:
         missing = "names no cursor column" if options.cursor is None else "has neither from nor to"
         raise document.problem(f"table {name} is a backfill and {missing}", at("mode"), key=True, hint=hint)
-    if target == "lake":
-        what = f"table {name}: mode backfill into the lake is not built yet"
-        raise document.problem(what, at("mode"), hint="compare everything: millrace run --full-refresh --select …")
 
 
 def _check_stage(document: Document, path: Path_, name: str, options: TableOptions, target: str) -> None:

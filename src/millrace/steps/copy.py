@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from millrace.core.plan import Freshness, Step
-from millrace.core.ports import Context
+from millrace.core.ports import Context, Target
 from millrace.core.staged import Proof, Staged
 from millrace.errors import UsageError
 from millrace.steps.resources import Resources
@@ -106,7 +106,7 @@ class CopyStep:
     def prove(self, step: Step, staged: Sequence[Staged], ctx: Context) -> tuple[Proof, ...]:
         """Compare the stage's digest with the source's; then run the checks."""
         target = ctx.target(step.target)
-        proofs = tuple(target.prove(item) for item in staged)
+        proofs = tuple(self._prove(step, target, item, ctx) for item in staged)
         self._drop_files(step, ctx)
         if not step.spec.get("checks"):
             return proofs
@@ -127,6 +127,19 @@ class CopyStep:
             replace(proof, checks=check_lake_stage(self._resources, target, item, step, ctx))
             for item, proof in zip(staged, proofs, strict=True)
         )
+
+    def _prove(self, step: Step, target: Target, staged: Staged, ctx: Context) -> Proof:
+        if step.spec["copy"].get("files") is not None:
+            return target.prove(staged)
+        from millrace.postgres.target import PostgresTarget
+
+        if isinstance(target, PostgresTarget):
+            return target.prove(staged)
+        from millrace.lake.target import LakeTarget
+        from millrace.steps.routes import postgres_lake
+
+        assert isinstance(target, LakeTarget)  # noqa: S101 - see stage
+        return postgres_lake.prove(target, staged, ctx.scratch())
 
     def _drop_files(self, step: Step, ctx: Context) -> None:
         """Remove the files of a copy by files: their rows lie in the target, proven."""

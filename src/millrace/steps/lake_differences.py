@@ -217,8 +217,8 @@ def _batches(
 
     from millrace.lake import segments as lake
 
-    schema = pair.side.schema
-    for batch in lake.batches(pair.side.engine, files, schema, columns or schema.names, segments):
+    side, schema = pair.side, pair.side.schema
+    for batch in lake.batches(side.engine, files, schema, columns or schema.names, segments, only=side.only):
         yield batch.filter(pa.array(lake.places(batch, schema, segments) >= 0))
 
 

@@ -188,7 +188,12 @@ def _side(
         raise NotFound(f"{spec.asset} was never published")
     opened = engine.connect(memory_limit=resources.memory_limit, scratch=ctx.scratch() / "spill")
     with closing(opened) as connection:
-        yield LakeSide.of(target, spec, entry, connection, ctx.scratch())
+        side = LakeSide.of(target, spec, entry, connection, ctx.scratch())
+        if spec.mode == "snapshot":
+            from millrace.steps.routes.lake_history import current
+
+            side = current(side)
+        yield side
 
 
 def _lake(
@@ -218,7 +223,7 @@ def _lake(
             step=step.key,
             base=entry.seq,
             how="position",
-            schema=side.schema,
+            schema=target.schema(spec.asset),
             inputs=entry.inputs,
             code=entry.code,
             date=entry.date,

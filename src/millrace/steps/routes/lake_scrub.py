@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from millrace.core import scrub as parts
 from millrace.core.digest import Digest
+from millrace.core.names import AssetId
 from millrace.core.ports import Context
 from millrace.core.position import Cursor
 from millrace.core.scrub import Scrub
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import LedgerEntry
 from millrace.errors import GuardRefused
+from millrace.lake.sql import EVERY_ROW, Condition
 from millrace.postgres.deletes import alive
 from millrace.postgres.parts import any_of
 from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_segments
@@ -64,7 +66,8 @@ class LakeSide:
         files: the asset's.
         fixes: a file with the rows that stand for replayed entries, or none.
         entries: a file with the rows in quarantine whose values are all there, or none.
-        unfit: a file with the keys and digests of the others, or none.
+        unfit: a file with the others and their digests, or none.
+        only: which rows of them all are compared.
     """
 
     engine: duckdb.DuckDBPyConnection
@@ -73,6 +76,7 @@ class LakeSide:
     fixes: Sequence[str]
     entries: Sequence[str]
     unfit: Sequence[str] = ()
+    only: Condition = EVERY_ROW
 
     @property
     def aside(self) -> list[str]:
@@ -84,25 +88,38 @@ class LakeSide:
         cls, target: LakeTarget, spec: CopySpec, entry: LedgerEntry, engine: duckdb.DuckDBPyConnection, scratch: Path
     ) -> LakeSide:
         """Return the asset at a load; the fixed rows are written into the scratch folder."""
+        manifest = target.manifest(spec.asset, entry.seq)
+        record = manifest.quarantine
+        aside = None if record is None else target.folder(spec.asset).quarantine / record["file"]
+        files = target.files(spec.asset, entry.seq)
+        return cls.with_aside(engine, spec.asset, manifest.schema, files, aside, scratch)
+
+    @classmethod
+    def with_aside(
+        cls,
+        engine: duckdb.DuckDBPyConnection,
+        asset: AssetId,
+        schema: Schema,
+        files: Sequence[str],
+        aside: Path | None,
+        scratch: Path,
+    ) -> LakeSide:
+        """Return some files with the rows of a quarantine's file; what it takes is written into the scratch folder."""
+        if aside is None:
+            return cls(engine, schema, files, (), ())
         from millrace.lake import quarantine, segments
 
-        manifest = target.manifest(spec.asset, entry.seq)
-        state = target.quarantine(spec.asset, entry.seq)
-        fixes: list[str] = []
-        entries: list[str] = []
-        unfit: list[str] = []
-        schema = manifest.schema
-        if state is not None and manifest.quarantine is not None:
-            fixes = [segments.write(scratch / "fixes.parquet", quarantine.fixes(state, schema))]
-            entries = [str(target.folder(spec.asset).quarantine / manifest.quarantine["file"])]
-            given = quarantine.unfit(state)
-            if given.true_count:
-                import pyarrow.compute as pc
+        state = quarantine.read_file(aside, asset)
+        fixes = [segments.write(scratch / "fixes.parquet", quarantine.fixes(state, schema))]
+        given = quarantine.unfit(state)
+        if not given.true_count:
+            return cls(engine, schema, files, fixes, [str(aside)])
+        import pyarrow.compute as pc
 
-                entries = [segments.write(scratch / "entries.parquet", state.filter(pc.invert(given)))]
-                kept = state.filter(given).select([*schema.key, quarantine.DIGEST])
-                unfit = [segments.write(scratch / "unfit.parquet", kept)]
-        return cls(engine, schema, target.files(spec.asset, entry.seq), fixes, entries, unfit)
+        entries = [segments.write(scratch / "entries.parquet", state.filter(pc.invert(given)))]
+        kept = state.filter(given).select([*schema.names, quarantine.DIGEST])
+        unfit = [segments.write(scratch / "unfit.parquet", kept)]
+        return cls(engine, schema, files, fixes, entries, unfit)
 
     def digests(self, segments: Sequence[Segment], without: Sequence[str] = ()) -> dict[SegmentId, Digest]:
         """Digest segments, without the keys of some files."""
@@ -118,7 +135,7 @@ class LakeSide:
         from millrace.lake.quarantine import DIGEST
 
         columns = (*self.schema.key, DIGEST)
-        rows = lake.batches(self.engine, self.unfit, self.schema, columns, segments, without)
+        rows = lake.batches(self.engine, self.unfit, self.schema, columns, segments, without, self.only)
         return lake.sums(rows, DIGEST, self.schema, segments)
 
     def _digests(
@@ -126,7 +143,7 @@ class LakeSide:
     ) -> dict[SegmentId, Digest]:
         from millrace.lake import segments as lake
 
-        rows = lake.batches(self.engine, files, self.schema, self.schema.names, segments, without)
+        rows = lake.batches(self.engine, files, self.schema, self.schema.names, segments, without, self.only)
         return lake.digests(rows, self.schema, segments)
 
 
@@ -183,7 +200,7 @@ def scrub(
     if different:
         expected, read = _read(reader, rows.narrowed(any_of(different, base.pick(key))), snap, folder, ctx, unfit)
         unread = [] if unfit is None else unfit.keys(ctx.scratch() / "read-unfit.parquet", schema)
-        gone, deleted = _gone(side, different, [*changes, *read, *map(str, unread)], ctx.scratch())
+        gone, deleted = keys_gone(side, different, [*changes, *read, *map(str, unread)], ctx.scratch())
         _guard(spec, entry, deleted)
         missing, changed = compared(engine, side.files, read, side.aside, schema)
         if missing or changed:  # the files may hold other rows than were published
@@ -208,14 +225,16 @@ def _read(
     return expected, [str(path) for path in folder.files[before:]]
 
 
-def _gone(side: LakeSide, segments: Sequence[Segment], without: Sequence[str], scratch: Path) -> tuple[list[str], int]:
+def keys_gone(
+    side: LakeSide, segments: Sequence[Segment], without: Sequence[str], scratch: Path
+) -> tuple[list[str], int]:
     """Return a file with the keys that the source has no more, and how many rows of the asset have them."""
     import pyarrow as pa
 
     from millrace.lake.segments import keys_in, write
 
-    lost = keys_in(side.engine, side.files, side.schema, segments, without)
-    settled = keys_in(side.engine, side.aside, side.schema, segments, without)
+    lost = keys_in(side.engine, side.files, side.schema, segments, without, side.only)
+    settled = keys_in(side.engine, side.aside, side.schema, segments, without, side.only)
     keys: pa.Table = pa.concat_tables([lost, settled]).drop_null()
     if not keys.num_rows:
         return [], 0

@@ -3,14 +3,16 @@
 Modes: `full`, `truncate` (the same here) and the first load of every mode read everything. `incremental` then reads
 what changed since the ledger's position and merges it by key. `append` does the same where there is a key, so that a
 row that is read twice (equal cursor values, late commits) is there once; a source without a key is added as a whole
-each time.
+each time. `backfill` (`lake_backfill`) and `snapshot` (`lake_history`) compare digests first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
@@ -21,11 +23,12 @@ from millrace.core.ports import Context, StageRequest
 from millrace.core.position import Cursor, Position, Whole
 from millrace.core.schema import Schema
 from millrace.core.segment import Segment, SegmentId
-from millrace.core.staged import LedgerEntry, Staged
-from millrace.errors import ExtraMissing, GuardRefused, ProofFailed, UsageError
+from millrace.core.staged import LedgerEntry, Proof, Staged
+from millrace.errors import ContractBroken, ExtraMissing, GuardRefused, ProofFailed, UsageError
 from millrace.postgres.cursors import Rule
 from millrace.postgres.deletes import alive, marked
 from millrace.postgres.heap import UNTOUCHED, heap_of, touched
+from millrace.postgres.history import plain
 from millrace.postgres.keys import check_key, key_columns, proven
 from millrace.postgres.newest import left_out, misplaced, newest, told
 from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_segments
@@ -33,7 +36,9 @@ from millrace.postgres.session import translated
 from millrace.postgres.source import Source, author_select
 from millrace.steps.checking import set_aside
 from millrace.steps.contracts import check_columns
+from millrace.steps.routes import lake_backfill, lake_history
 from millrace.steps.routes.fitting import fitted, lost
+from millrace.steps.routes.lake_backfill import Backfill
 from millrace.steps.routes.lake_scrub import Scrubbed, scrub
 from millrace.steps.routes.parquet import Export, Folder
 from millrace.steps.routes.unfit import Unfit
@@ -50,8 +55,22 @@ if TYPE_CHECKING:
 
 MERGE_MEMORY = "300MB"  # DuckDB's share while merging; it spills beyond
 READING = 2  # connections of a copy at least: one holds the snapshot and digests, ADBC reads on another
-PUBLISHES = {"create": "new table", "replace": "replace", "append": "append", "upsert": "merge"}
-PROVES = {"create": "transfer, table", "replace": "transfer, table", "append": "transfer", "upsert": "applied"}
+PUBLISHES = {
+    "create": "new table",
+    "replace": "replace",
+    "append": "append",
+    "upsert": "merge",
+    "interval": "rows that differ in the interval",
+    "snapshot": "new versions of changed rows",
+}
+PROVES = {
+    "create": "transfer, table",
+    "replace": "transfer, table",
+    "append": "transfer",
+    "upsert": "applied",
+    "interval": "transfer, applied",
+    "snapshot": "transfer, table",
+}
 
 
 def _require() -> None:
@@ -73,11 +92,12 @@ class Work:
         base: all rows of the source.
         source: the rows to read.
         schema: columns and key of the asset.
-        how: `create`, `replace`, `append`, `upsert`.
+        how: `create`, `replace`, `append`, `upsert`, `interval`, `snapshot`.
         since: the position that the rows are read from, or None for everything.
         reason: why, in a few words.
         entry: the ledger's entry.
         discarded: columns of the source that the contract leaves out.
+        backfill: the interval, of mode backfill.
     """
 
     base: Source
@@ -88,6 +108,7 @@ class Work:
     reason: str
     entry: LedgerEntry | None
     discarded: tuple[str, ...] = ()
+    backfill: Backfill | None = None
 
 
 def _look(
@@ -103,22 +124,13 @@ def _look(
     Raises:
         ContractBroken, KeyInvalid, NotFound, UsageError: what would also stop the run.
     """
-    source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
+    source = _base(spec, reader, snap)
     key = spec.key or source.key
-    if spec.tracked is not None:
-        rule = Rule(spec.cursor_format, spec.lookback)
-        rule.check(source[spec.tracked], source.label)  # NotFound with the nearest name
-        source = replace(source, rule=rule)
-        key_columns(source, key)
-    elif spec.mode == "incremental":
-        raise UsageError(f"{spec.asset} is incremental but has no cursor", hint="name one: cursor: updated_at")
-    elif spec.key:
-        key_columns(source, key)
     work = Work(
         source, alive(source, spec.soft_delete), source.schema(key), "replace", None, "the source changed", entry
     )
     if entry is None:
-        return replace(work, how="create", reason="never published")
+        return _interval(spec, replace(work, how="create", reason="never published"), snap)
     old = target.schema(spec.asset)
     needed = [*key, *([spec.tracked] if spec.tracked else [])]
     source, discarded = fitted(source, old, contract, needed, snap.connection)
@@ -129,7 +141,12 @@ def _look(
         schema=source.schema(key),
         discarded=tuple(discarded),
     )
+    lake_history.check_asset(spec, old, work.schema)
+    if spec.mode == "snapshot":
+        return replace(work, how="snapshot")
     check_columns(spec.asset, contract, entry, old, work.schema)
+    if spec.mode == "backfill":
+        return _interval(spec, replace(work, how="interval"), snap, old)
     if spec.full_refresh:
         return replace(work, reason="full refresh")
     if not _same_columns(old, work.schema):
@@ -139,10 +156,41 @@ def _look(
     if spec.tracked is None:
         return replace(work, how="upsert" if key else "append", reason="append adds what is there")
     since = entry.position
-    if not isinstance(since, Cursor) or since.column != spec.tracked:
+    if not isinstance(since, Cursor):
+        return replace(work, reason=f"no position by {spec.tracked} yet")
+    if since.column != spec.tracked:
         return replace(work, reason="the cursor changed")
     changes = reader.changes(source, since, snap)
     return replace(work, source=changes, how="upsert", since=since, reason=f"rows since {since.told}")
+
+
+def _base(spec: CopySpec, reader: PostgresReader, snap: PostgresSnapshot) -> Source:
+    """Return all rows of the source, with its cursor's rule; its key is there where one is needed."""
+    source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
+    key = spec.key or source.key
+    if spec.tracked is not None:
+        rule = Rule(spec.cursor_format, spec.lookback)
+        rule.check(source[spec.tracked], source.label)  # NotFound with the nearest name
+        source = replace(source, rule=rule)
+    elif spec.mode == "incremental":
+        raise UsageError(f"{spec.asset} is incremental but has no cursor", hint="name one: cursor: updated_at")
+    if spec.key or spec.tracked is not None or spec.mode == "snapshot":
+        key_columns(source, key)
+    return source.only(plain(source.columns, source.label)) if spec.mode == "snapshot" else source
+
+
+def _interval(spec: CopySpec, work: Work, snap: PostgresSnapshot, old: Schema | None = None) -> Work:
+    """Return the work of a backfill: the rows of its interval. Raises ContractBroken for columns that changed."""
+    if spec.mode != "backfill":
+        return work
+    if old is not None and not _same_columns(old, work.schema):
+        raise ContractBroken(
+            f"the columns of {spec.asset} changed, so an interval of it cannot be made equal",
+            hint=f"bring them with the incremental copy first: millrace run --select {spec.asset}",
+        )
+    key = work.schema.key
+    found = lake_backfill.backfill_of(spec, work.base, key, snap, versions=not proven(work.base, work.base.pick(key)))
+    return replace(work, source=found.inside, backfill=found)
 
 
 def _same_columns(old: Schema, new: Schema) -> bool:
@@ -190,12 +238,20 @@ def fresh(
             proves = f"{proves} · {said}" if said else proves
         elif work.source.relation is not None and work.source.where is None and work.source.relation.rows >= 0:
             rows = work.source.relation.rows
+        if work.backfill is not None and work.entry is not None:
+            with tempfile.TemporaryDirectory(prefix="millrace-") as scratch, _engine(Path(scratch)) as engine:
+                interval = work.backfill.interval
+                side = lake_backfill.side_of(target, spec, work.entry, interval, engine, Path(scratch))
+                equal = lake_backfill.same(work.backfill, side, snap)
+            if equal:
+                return Freshness(True, "the interval is equal", 0)
+            return Freshness(False, "the interval differs", None, PUBLISHES[work.how], proves)
         position = work.entry.position if work.entry is not None else None
         if (
             isinstance(position, Whole)
             and position.digest is not None
-            and work.how in ("replace", "upsert")
-            and work.reason not in ("full refresh", "the columns changed", "the cursor changed")
+            and work.how in ("replace", "upsert", "snapshot")
+            and work.reason in ("the source changed", "append adds what is there")
         ):
             written = touched(work.source, position, snap)
             if written == "no":
@@ -243,8 +299,22 @@ def stage(spec: CopySpec, reader: PostgresReader, target: LakeTarget, step: Step
             code=step.code,
             date=ctx.logical_time[:10] if step.dated else None,
         )
-        opened = target.open_stage(request, replace=spec.replace)
         sieve = sieve_of(step, spec.asset, work.schema.key, ctx, work.entry, values=True)
+        if work.how == "interval" and work.backfill is not None and work.entry is not None:
+            asked = replace(request, how="upsert")
+            with _engine(ctx.scratch()) as engine:
+                changed = lake_backfill.stage(
+                    spec, reader, target, asked, work.backfill, work.entry, snap, ctx, sieve, engine
+                )
+            return tuple(_noted(one, step, ctx) for one in changed)
+        if spec.mode == "snapshot" and isinstance(position, Whole):
+            with _engine(ctx.scratch()) as engine:
+                versions, whole = lake_history.stage(
+                    spec, reader, target, request, source, position, work.entry, snap, ctx, engine
+                )
+            _check_count(spec, whole.rows, source, snap)
+            return versions
+        opened = target.open_stage(request, replace=spec.replace)
         if work.how == "upsert":
             merged = _merge(spec, reader, target, request, opened, work, source, position, snap, ctx, sieve)
             return (_noted(merged, step, ctx),)
@@ -255,9 +325,10 @@ def stage(spec: CopySpec, reader: PostgresReader, target: LakeTarget, step: Step
         if work.how == "replace":
             _guard_deletes(spec, work.entry, total.rows)
         if sieve is not None:
-            with _engine(ctx) as engine:
+            with _engine(ctx.scratch()) as engine:
                 sieve.stage(engine, opened, None if unfit is None else unfit.table())
-        return (_noted(opened.close(_filled(position, total), expected), step, ctx),)
+        detail = None if work.backfill is None else lake_backfill.detail_of(work.backfill.interval, total)
+        return (_noted(opened.close(_filled(position, total), expected, detail=detail), step, ctx),)
 
 
 def _noted(staged: Staged, step: Step, ctx: Context) -> Staged:
@@ -268,15 +339,32 @@ def _noted(staged: Staged, step: Step, ctx: Context) -> Staged:
     return staged
 
 
-def _engine(ctx: Context) -> contextlib.closing[duckdb.DuckDBPyConnection]:
+def prove(target: LakeTarget, staged: Staged, scratch: Path) -> Proof:
+    """Compare a stage with its source; of an interval and of versions also what the asset would hold of them.
+
+    Raises:
+        ProofFailed: they differ.
+    """
+    proof = target.prove(staged)
+    if not {"interval", "versions"} & staged.detail.keys():
+        return proof
+    with _engine(scratch) as engine:
+        if "versions" in staged.detail:
+            return lake_history.prove(target, staged, proof, engine)
+        return lake_backfill.prove(target, staged, proof, engine, scratch)
+
+
+def _engine(scratch: Path) -> contextlib.closing[duckdb.DuckDBPyConnection]:
     """Return a connection of the embedded engine with little memory, to be closed."""
     from millrace.duck.engine import connect
 
-    return contextlib.closing(connect(memory_limit=MERGE_MEMORY, scratch=ctx.scratch() / "spill"))
+    return contextlib.closing(connect(memory_limit=MERGE_MEMORY, scratch=scratch / "spill"))
 
 
 def _position(spec: CopySpec, reader: PostgresReader, work: Work, snap: PostgresSnapshot, now: str) -> Position:
     """Return the position after this load; the digest of a whole load is filled in when it is known."""
+    if spec.mode == "backfill":
+        return lake_backfill.position_of(spec, work.entry)
     if spec.tracked is None:
         return Whole(None, snap.state, heap_of(work.source, snap))
     found = reader.cursor(work.base, spec.tracked, snap)
@@ -287,7 +375,9 @@ def _position(spec: CopySpec, reader: PostgresReader, work: Work, snap: Postgres
 
 
 def _filled(position: Position, total: Digest) -> Position:
-    return replace(position, digest=total) if isinstance(position, Whole) else position
+    if isinstance(position, Whole) and position.snapshot is not None:  # else it is of an interval only
+        return replace(position, digest=total)
+    return position
 
 
 def _parts(spec: CopySpec, reader: PostgresReader, source: Source, snap: PostgresSnapshot) -> list[Segment]:
@@ -355,7 +445,7 @@ def _merge(
     elif spec.count is not None:
         ctx.report.note("the count query is compared only when everything is read")
     try:
-        with _engine(ctx) as engine:
+        with _engine(ctx.scratch()) as engine:
             bad: pa.Table | None = None
             reopened: list[str] = []
             found = Scrubbed(None)
@@ -423,7 +513,7 @@ def _guard_marked(spec: CopySpec, entry: LedgerEntry | None, rows: int) -> None:
 
 def _check_count(spec: CopySpec, rows: int, source: Source, snap: PostgresSnapshot) -> None:
     """Compare the author's count, in the same snapshot, with the rows read. Raises ProofFailed."""
-    if spec.count is None:
+    if spec.count is None or spec.mode == "backfill":
         return
     with translated(source.database, "run the count query", connection=snap.connection):
         found = snap.connection.execute(sql.Composed([author_select(spec.count)])).fetchone()
@@ -449,11 +539,15 @@ def _keyed(spec: CopySpec, work: Work, snap: PostgresSnapshot, ctx: Context) -> 
     Raises:
         KeyInvalid: a null in the key, or in other modes the same key twice.
     """
-    needed = work.how == "upsert" or spec.mode == "incremental" or bool(spec.key)
+    needed = work.how == "upsert" or spec.mode in ("incremental", "backfill", "snapshot") or bool(spec.key)
     if not needed:
         return work.source
     key = work.base.pick(work.schema.key)
     if proven(work.base, key):
+        return work.source
+    if work.backfill is not None and spec.cursor is not None:
+        if number := left_out(snap.connection, work.base, key):
+            ctx.report.note(told(number, spec.cursor))
         return work.source
     if spec.mode != "incremental" or spec.cursor is None:
         check_key(snap.connection, work.source, work.schema.key)
