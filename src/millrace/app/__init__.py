@@ -1,7 +1,8 @@
 """The only place that wires: project and environment, or two databases, become targets, step kinds and an engine."""
 
+from millrace.app.backfill import run_intervals
 from millrace.app.comparing import Compared, compare, repair
-from millrace.app.copying import CopyOutcome, copy_dry_run, copy_table
+from millrace.app.copying import CopyOutcome, copy_dry_run, copy_intervals, copy_table
 from millrace.app.doctor import Finding, examine
 from millrace.app.export_sets import export_set, import_set, is_set, look_set
 from millrace.app.exporting import ExportOutcome, export_files, import_files
@@ -21,6 +22,7 @@ __all__ = [
     "QueryResult",
     "compare",
     "copy_dry_run",
+    "copy_intervals",
     "copy_table",
     "copy_tables",
     "examine",
@@ -37,6 +39,7 @@ __all__ = [
     "open_house",
     "repair",
     "require_extras",
+    "run_intervals",
     "variables_of",
     "write_schemas",
 ]

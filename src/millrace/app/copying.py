@@ -134,8 +134,10 @@ def copy_step(spec: CopySpec, *, group: str = "") -> Step:
     )
 
 
-def through_engine(runtime: Runtime, steps: Sequence[Step], *, jobs: int = 1, show_progress: bool) -> RunResult:
-    """Run copies that no journal remembers."""
+def through_engine(
+    runtime: Runtime, steps: Sequence[Step], *, jobs: int = 1, show_progress: bool, brief: bool = False
+) -> RunResult:
+    """Run copies that no journal remembers; `brief`: of several runs."""
     from millrace.engine.journal import Journal
     from millrace.engine.runner import Engine
     from millrace.engine.session import RunOptions
@@ -147,7 +149,7 @@ def through_engine(runtime: Runtime, steps: Sequence[Step], *, jobs: int = 1, sh
             journal,
             runtime.kinds,
             {step.target: runtime.target(step.target) for step in steps},
-            observer=observer("terminal" if show_progress else "silent"),
+            observer=observer(("brief" if brief else "terminal") if show_progress else "silent"),
             work=runtime.cache,
         )
         return engine.run(Plan(tuple(steps)), options=RunOptions(jobs=jobs))
@@ -183,6 +185,30 @@ def copy_table(
         step = copy_step(spec)
         result = through_engine(runtime, [step], show_progress=show_progress)
     return outcome_of(result, step, since, show_progress=show_progress)
+
+
+def copy_intervals(
+    source: str,
+    table: str,
+    target: str,
+    into: str,
+    options: CopyOptions,
+    intervals: Sequence[tuple[str, str]],
+    *,
+    show_progress: bool = False,
+) -> Iterator[CopyOutcome]:
+    """Backfill several intervals of one table in their order, each by a publish of its own: see `copy_table`.
+
+    Raises:
+        MillraceError: what stopped an interval; those before it are published.
+    """
+    with runtime_of(source, target, most=options.workers + 1) as runtime:
+        spec = spec_of(table, into, options, runtime)
+        for start, end in intervals:
+            since = time.monotonic()
+            step = copy_step(replace(spec, start=start, end=end))
+            result = through_engine(runtime, [step], show_progress=show_progress, brief=True)
+            yield outcome_of(result, step, since, show_progress=show_progress)
 
 
 def outcome_of(result: RunResult, step: Step, since: float, *, show_progress: bool) -> CopyOutcome:

@@ -188,11 +188,13 @@ class House:
     def plan(self, select: Sequence[str] = (), pipeline: str | None = None) -> Plan:
         """Return the plan of a selection, of a pipeline, or of everything."""
         plan = self._plan(tuple(select), pipeline) if select or pipeline else self.whole
-        if self._interval == (None, None):
-            return plan
-        return Plan(tuple(self._backfill(step) if step.kind == "copy" else step for step in plan.steps))
+        return plan if self._interval == (None, None) else self.of_interval(plan, *self._interval)
 
-    def _backfill(self, step: Step) -> Step:
+    def of_interval(self, plan: Plan, start: str | None, end: str | None) -> Plan:
+        """Return a plan whose copies make an interval of their cursors equal. Raises UsageError where one cannot."""
+        return Plan(tuple(self._backfill(step, start, end) if step.kind == "copy" else step for step in plan.steps))
+
+    def _backfill(self, step: Step, start: str | None, end: str | None) -> Step:
         """Return a copy step as a backfill of the interval. Raises UsageError where it cannot be one."""
         copy = step.spec["copy"]
         if copy["cursor"] is None or copy["mode"] not in ("incremental", "backfill"):
@@ -200,7 +202,6 @@ class House:
                 f"{step.label} is not copied by a cursor, so --from and --to say nothing to it",
                 hint="select the copies that are: --select …",
             )
-        start, end = self._interval
         return replace(step, spec={**step.spec, "copy": {**copy, "mode": "backfill", "start": start, "end": end}})
 
     def _plan(self, select: Sequence[str], pipeline: str | None) -> Plan:

@@ -11,7 +11,9 @@ import typer
 from millrace.cli import copy_options as said
 from millrace.cli import show
 from millrace.cli.copy_options import DATABASE
+from millrace.cli.intervals import copy_each
 from millrace.cli.main import app
+from millrace.cli.options import Every
 
 if TYPE_CHECKING:
     from millrace.core.ports import Mode as ModeName
@@ -24,6 +26,7 @@ COPY_EXAMPLES = """
   millrace copy env:SRC public.orders env:DST public.orders
   millrace copy env:SRC orders env:DST raw.orders --mode incremental --cursor updated_at
   millrace copy env:SRC orders env:DST raw.orders --where "region = 'Seoul'" --dry-run
+  millrace copy env:SRC orders env:DST --mode backfill --cursor day --from 2026-01-01 --to 2026-03-01 --every 1d
   millrace copy env:SRC events env:DST --proof count (a new table: rows counted, not compared)
   millrace copy env:SRC '*' env:DST                  (all tables of all schemas, from one snapshot)
   millrace copy env:SRC 'sales.*' env:DST 'raw.*' --exclude 'sales.tmp_*'
@@ -64,6 +67,7 @@ def copy(
     lookback: said.Lookback = None,
     start: said.Start = None,
     end: said.End = None,
+    every: Every = None,
     soft_delete: said.SoftDelete = None,
     where: said.Where = None,
     replace: said.Replace = False,
@@ -103,7 +107,37 @@ def copy(
         stage_folder=None if stage_folder is None else str(stage_folder),
     )
     several = Several(tuple(exclude or ()), together, foreign_keys)
+    if every is not None:
+        _in_parts(source, table, target, into, options, several, every, dry_run=dry_run, as_json=as_json)
+        return
     _copy(source, table, target, into, options, several, dry_run=dry_run, as_json=as_json)
+
+
+def _in_parts(
+    source: str,
+    table: str,
+    target: str,
+    into: str | None,
+    options: CopyOptions,
+    several: Several,
+    every: str,
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Copy an interval of one table in parts. Raises UsageError where there is none, or nothing is copied."""
+    from millrace.app import is_pattern
+    from millrace.errors import UsageError
+    from millrace.steps.intervals import split
+
+    if options.mode != "backfill" or is_pattern(table) or several.said:
+        raise UsageError(
+            "--every splits the backfill of one table", hint="like --mode backfill --cursor day --every 1d"
+        )
+    if dry_run:
+        raise UsageError("--every says nothing to a dry run", hint="leave it out: the whole interval is counted")
+    intervals = split(options.start, options.end, every)
+    copy_each(source, table, target, into or table, options, intervals, json=as_json)
 
 
 def _copy(

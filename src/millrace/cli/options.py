@@ -26,4 +26,10 @@ From = Annotated[
     str | None,
     typer.Option("--from", metavar="VALUE", help="Backfill: make only rows equal whose cursor is not lower."),
 ]
+Every = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LENGTH", help="Backfill: split it, one publish each: 1d, 7d, 12h, or a number for a cursor of numbers."
+    ),
+]
 To = Annotated[str | None, typer.Option("--to", metavar="VALUE", help="Backfill: and whose cursor is lower than this.")]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from millrace.cli import show
+from millrace.cli.intervals import run_each
 from millrace.cli.main import app
-from millrace.cli.options import Env, Folder, From, Json, Pipeline, Select, To
+from millrace.cli.options import Env, Every, Folder, From, Json, Pipeline, Select, To
 from millrace.errors import MillraceError, UsageError
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ RUN_EXAMPLES = """
   millrace run --select +silver.orders
   millrace run --resume 7f3a
   millrace run --select raw.orders --from 2026-01-01 --to 2026-02-01
+  millrace run --select raw.orders --from 2026-01-01 --to 2026-03-01 --every 1d
 """
 
 
@@ -183,6 +185,7 @@ def run(
     ] = False,
     start: From = None,
     end: To = None,
+    every: Every = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Take up an earlier run where it stopped.")] = None,
     at: Annotated[str | None, typer.Option(metavar="TIME", help='"Now" in models and checks, ISO 8601; UTC.')] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End at the first failure.")] = False,
@@ -207,6 +210,14 @@ def run(
     lifted = {"replace_foreign": replace, "allow_deletes": allow_deletes}
     if full_refresh and (start or end):
         raise UsageError("--full-refresh reads everything, --from and --to an interval", hint="leave out one of them")
+    if every is not None:
+        if resume:
+            raise UsageError("--resume takes up one run", hint="the same command with --every goes on where it stopped")
+        with open_house(folder, env, replace_foreign=replace, allow_deletes=allow_deletes) as house:
+            code = run_each(
+                house, house.plan(select or (), pipeline), (start, end, every), pipeline or "", at, options, json=json
+            )
+        raise typer.Exit(code)
     with open_house(folder, env, full_refresh=full_refresh, interval=(start, end), **lifted) as house:
         result = house.run(
             house.plan(select or (), pipeline),

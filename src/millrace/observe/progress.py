@@ -43,8 +43,9 @@ def observer(
     """Return who watches a run of a command.
 
     Args:
-        form: `terminal` (live, or plain lines when it is none), `plain`, `rich`, `json` (events on standard error:
-            standard output belongs to the result), `json-log` (log lines on standard error), `silent`.
+        form: `terminal` (live, or plain lines when it is none), `brief` (the same without a run's first and last line,
+            of which there are many), `plain`, `rich`, `json` (events on standard error: standard output belongs to the
+            result), `json-log` (log lines on standard error), `silent`.
         logs: folder of the JSON logs, one file per run.
         root: the project's folder; a run of a project can be resumed.
         stream: instead of standard output, and of standard error for the errors at the end.
@@ -54,9 +55,9 @@ def observer(
     if form == "json":
         several.append(JsonReporter(stream or sys.stderr))
     elif form not in ("silent", "json-log"):
-        shown = "auto" if form == "terminal" else form
-        errors = stream or sys.stderr
-        several.append(reporter_for(stream or sys.stdout, form=shown, resume=resume, errors=errors))
+        shown = "auto" if form in ("terminal", "brief") else form
+        errors, brief = stream or sys.stderr, form == "brief"
+        several.append(reporter_for(stream or sys.stdout, form=shown, resume=resume, errors=errors, brief=brief))
     if logs is not None or form == "json-log":
         from millrace.observe.logs import LogObserver
 
@@ -65,7 +66,12 @@ def observer(
 
 
 def reporter_for(
-    stream: IO[str], *, form: str = "auto", resume: str | None = None, errors: IO[str] | None = None
+    stream: IO[str],
+    *,
+    form: str = "auto",
+    resume: str | None = None,
+    errors: IO[str] | None = None,
+    brief: bool = False,
 ) -> Observer:
     """Return the reporter that fits a stream.
 
@@ -74,19 +80,23 @@ def reporter_for(
         form: `auto`: live on a terminal, plain lines otherwise; or `rich`, `plain`, `json`.
         resume: command that takes up an unfinished run, with `{run}` in it.
         errors: where the errors are told at the end; None: in the stream.
+        brief: leave a run's first and last line out.
     """
     if form == "json":
         return JsonReporter(stream)
     live = stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
     if form == "rich" or (form == "auto" and live):
-        return RichReporter(stream, resume=resume, errors=errors)
-    return PlainReporter(stream, resume=resume, errors=errors)
+        return RichReporter(stream, resume=resume, errors=errors, brief=brief)
+    return PlainReporter(stream, resume=resume, errors=errors, brief=brief)
 
 
 class PlainReporter:
     """One plain line per finished step, for pipes and logs of other tools; never cut."""
 
-    def __init__(self, stream: IO[str], *, resume: str | None = None, errors: IO[str] | None = None) -> None:
+    def __init__(
+        self, stream: IO[str], *, resume: str | None = None, errors: IO[str] | None = None, brief: bool = False
+    ) -> None:
+        self._brief = brief
         self._stream = stream
         self._errors = errors or stream
         self._resume = resume
@@ -95,7 +105,8 @@ class PlainReporter:
     def start_run(self, run: RunSeen, plan: Plan) -> None:
         """See `shapes.Observer`."""
         self._label = lines.label_width(plan, None)
-        self._print(f"{lines.header(run)}\n")
+        if not self._brief:
+            self._print(f"{lines.header(run)}\n")
 
     def step_started(self, step: Step) -> Reporter:
         """See `shapes.Observer`."""
@@ -114,7 +125,8 @@ class PlainReporter:
         """See `shapes.Observer`."""
         for block in lines.error_blocks(result):
             self._print(f"\n{block}", stream=self._errors)  # the blank line too: what a pipe gets has no gaps
-        self._print(f"\n{lines.closing(result, self._resume)}")
+        if not self._brief:
+            self._print(f"\n{lines.closing(result, self._resume)}")
 
     def close(self) -> None:
         """See `shapes.Observer`."""
@@ -192,9 +204,11 @@ class RichReporter:
         resume: str | None = None,
         width: int | None = None,
         errors: IO[str] | None = None,
+        brief: bool = False,
     ) -> None:
         from rich.console import Console
 
+        self._brief = brief
         self._console = Console(file=stream, highlight=False, markup=False, emoji=False, width=width)
         self._errors = self._console
         if errors is not None and errors is not stream:
@@ -209,7 +223,8 @@ class RichReporter:
         from rich.live import Live
 
         self._label = lines.label_width(plan, self._console.width)
-        self._print(f"{lines.header(run)}\n")
+        if not self._brief:
+            self._print(f"{lines.header(run)}\n")
         self._live = Live(self, console=self._console, transient=True, refresh_per_second=REFRESHES)
         self._live.start()
 
@@ -249,7 +264,8 @@ class RichReporter:
         for block in lines.error_blocks(result):
             with contextlib.suppress(BrokenPipeError):
                 self._errors.print(Text.assemble("\n", ("error", "red"), block.removeprefix("error")), soft_wrap=True)
-        self._print(f"\n{lines.closing(result, self._resume, self._console.width)}")
+        if not self._brief:
+            self._print(f"\n{lines.closing(result, self._resume, self._console.width)}")
 
     def close(self) -> None:
         """End the moving line."""
