@@ -232,6 +232,21 @@ def test_places(ends: Ends) -> None:
         ends.copy(stage_folder="file")
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_odd_tables(ends: Ends, form: str) -> None:
+    execute(ends.source, 'create table odd ("a""b\n,c" int primary key, "한.b" text)')
+    assert ends.copy("raw.odd", "odd", stage=form).entry.rows == 0
+    execute(ends.source, "insert into odd values (1, 'x'), (2, null)")
+    assert ends.copy("raw.odd", "odd", stage=form).entry.rows == 2
+    assert table(ends.target, "raw.odd") == table(ends.source, "odd")
+    execute(ends.source, "create table one (a text)", "insert into one values (null), (''), ('\\.')")
+    execute(ends.source, "create table bare ()", "insert into bare default values")
+    for name in ("one", "bare") if form == "csv" else ("one",):
+        ends.copy(f"raw.{name}", name, stage=form, mode="truncate")
+        assert table(ends.target, f"raw.{name}") == table(ends.source, name)
+    ends.nothing_left()
+
+
 def test_a_full_disk(ends: Ends) -> None:
     place = ends.folder / "small"
     place.mkdir()

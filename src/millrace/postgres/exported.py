@@ -150,6 +150,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def csv_header(names: Sequence[str]) -> bytes:
+    """Return the first line of a CSV."""
+    return (",".join('"' + name.replace('"', '""') + '"' for name in names) + "\n").encode()
+
+
 def csv_blocks(folder: Path, export: Export, file: ExportedFile, columns: Sequence[str]) -> Iterator[bytes]:
     """Yield a file's rows as CSV with a header, whatever its format.
 
@@ -181,8 +186,9 @@ def _parquet_blocks(path: Path, columns: Sequence[str]) -> Iterator[bytes]:
     import pyarrow.csv as pa_csv
     import pyarrow.parquet as pq
 
+    yield csv_header(columns)  # pyarrow's own does not quote every name
+    options = pa_csv.WriteOptions(include_header=False)
     with contextlib.closing(pq.ParquetFile(path)) as file:
-        header = True
         for batch in file.iter_batches(batch_size=10_000, columns=list(columns)):
             arrays = [
                 pa.array([None if one is None else "\\x" + one.hex() for one in array.to_pylist()], pa.string())
@@ -193,9 +199,5 @@ def _parquet_blocks(path: Path, columns: Sequence[str]) -> Iterator[bytes]:
                 for array in batch.columns
             ]
             sink = pa.BufferOutputStream()
-            options = pa_csv.WriteOptions(include_header=header)
             pa_csv.write_csv(pa.RecordBatch.from_arrays(arrays, list(columns)), sink, options)
             yield sink.getvalue().to_pybytes()
-            header = False
-        if header:
-            yield (",".join(f'"{name}"' for name in columns) + "\n").encode()

@@ -21,7 +21,7 @@ from millrace.core.segment import Segment, SegmentId
 from millrace.errors import GuardRefused, Interrupted, MillraceError
 from millrace.postgres.belongings import read_belongings
 from millrace.postgres.catalog import PgColumn
-from millrace.postgres.exported import FORMATS, NAME, Export, ExportedFile, Format, sha256
+from millrace.postgres.exported import FORMATS, NAME, Export, ExportedFile, Format, csv_header, sha256
 from millrace.postgres.keys import check_key, key_columns
 from millrace.postgres.pump import BLOCK, Stopping, never
 from millrace.postgres.reader import PostgresReader, PostgresSnapshot, digest_segments
@@ -257,7 +257,7 @@ class _Writer:
             connection.cursor() as cursor,
             cursor.copy(query) as copy,
         ):
-            file.write(self._header())
+            file.write(csv_header(self._source.names))
             rows = size = 0
             for row in copy:
                 file.write(row)
@@ -266,10 +266,6 @@ class _Writer:
                     self._told(rows, size)
                     rows = size = 0
             self._told(rows, size)
-
-    def _header(self) -> bytes:
-        quoted = ('"' + name.replace('"', '""') + '"' for name in self._source.names)
-        return (",".join(quoted) + "\n").encode()
 
     def _parquet(self, path: Path, where: sql.Composable | None) -> None:
         import pyarrow.parquet as pq

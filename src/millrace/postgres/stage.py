@@ -221,7 +221,8 @@ class PostgresStage:
                             "create temporary table millrace_load on commit drop as select {} from {} limit 0"
                         ).format(names, self.identifier)
                     )
-                statement = sql.SQL("copy {} ({}) from stdin (format csv, header true)").format(into, names)
+                listed = sql.SQL("({})").format(names) if columns else sql.SQL("")  # a table may have none
+                statement = sql.SQL("copy {} {} from stdin (format csv, header true)").format(into, listed)
                 with target.cursor() as cursor:
                     with cursor.copy(statement) as copy:
                         for block in blocks:
