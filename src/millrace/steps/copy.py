@@ -25,15 +25,13 @@ class CopyStep:
     def fresh(self, step: Step, ctx: Context) -> Freshness:
         """Fresh while the source has not changed since the position in the ledger."""
         found = self._fresh(step, ctx)
-        shared, form = step.spec["copy"].get("snapshot"), step.spec["copy"].get("stage")
-        if found.fresh or not (shared or form):
-            return found
+        shared, into_lake = step.spec["copy"].get("snapshot"), step.target == "lake"
         said = [found.publishes] if found.publishes else []
-        if form:
-            said.append("Parquet files are staged anyway" if step.target == "lake" else f"by way of {form} files")
+        if into_lake and step.spec["copy"].get("stage"):
+            said.append("Parquet files are staged anyway")
         if shared:
             said.append(f"reads the snapshot that {shared} shares")
-        return replace(found, publishes="; ".join(said))
+        return found if found.fresh else replace(found, publishes="; ".join(said))
 
     def let_go(self, waiting: Sequence[Step]) -> None:
         """Close the snapshots that no step shares any more, and with the last step all idle connections."""

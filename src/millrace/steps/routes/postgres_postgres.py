@@ -100,9 +100,8 @@ def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget, *, now
         rows = look.base.relation.rows if look.base.relation is not None else None
 
         def answer(is_fresh: bool, reason: str, moves: int | None = rows, more: str = "") -> Freshness:
-            publishes = (
-                f"{_publishes(look) if ways and not is_fresh else PUBLISHES[look.how]} · {wire(look.source.columns)}"
-            )
+            way = f"by way of {spec.stage} files" if spec.stage else wire(look.source.columns)
+            publishes = f"{_publishes(look) if ways and not is_fresh else PUBLISHES[look.how]} · {way}"
             proves = "the number of rows; none is compared" if _counted(look) else PROVES[look.how]
             return Freshness(is_fresh, reason, moves, publishes, proves + more)
 
