@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -82,4 +83,4 @@ def _print(one: Verified, width: int) -> None:
     if one.repaired:
         show.out(f" {name}  {show.painted('repaired', 'green')}  {one.repaired}")
     elif one.error is None:
-        show.out(show.painted(f" to make it equal: millrace verify {one.asset} --repair", "grey"))
+        show.out(show.painted(f" to make it equal: millrace verify {shlex.quote(str(one.asset))} --repair", "grey"))

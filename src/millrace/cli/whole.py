@@ -122,8 +122,8 @@ def _print_look(chosen: Chosen, specs: Sequence[CopySpec]) -> None:
     pairs = sorted(zip(chosen.tables, specs, strict=True), key=lambda pair: pair[0].ref)
     labels = [str(one.ref) if one.ref == spec.place else f"{one.ref} → {spec.place}" for one, spec in pairs]
     width = max(map(show.cells, labels))
-    if (room := show.room()) is not None:  # a line is ` copy  NAME  ROWS  BYTES`
-        width = max(show.LEAST, min(width, room - 38))
+    if (room := show.room()) is not None:  # a line is ` copy  NAME  ROWS  BYTES   truncate: no primary key`
+        width = max(show.LEAST, min(width, room - (64 if any(spec.mode == "truncate" for _, spec in pairs) else 38)))
     for (one, spec), label in zip(pairs, labels, strict=True):
         if one.refused is not None:
             show.out(f" copy  {show.padded(label, width)}  {show.painted('may not be read', 'red')}")

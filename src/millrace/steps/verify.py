@@ -6,6 +6,7 @@ digests the target once more. Tables that differ stop the step; what differs is 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -117,7 +118,7 @@ def differs(asset: AssetId, found: TableDiff) -> TablesDiffer:
     return TablesDiffer(
         f"{asset} is not its source: {told or f'columns {columns} are on one side only'}",
         where=found.right,
-        hint=f"make it equal: millrace verify {asset} --repair",
+        hint=f"make it equal: millrace verify {shlex.quote(str(asset))} --repair",
     )
 
 
