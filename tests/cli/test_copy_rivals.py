@@ -218,7 +218,10 @@ def test_interrupted(pair: Pair, point: str, number: signal.Signals) -> None:
 def test_the_publishing_session_is_ended_by_the_server(pair: Pair, point: str) -> None:
     """Before the commit it is tried again, after it there is nothing to try: once in both cases."""
     child = pair.paused(point)
-    end = "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'millrace publish%'"
+    end = (
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where application_name like 'millrace publish%' or application_name like 'millrace%' and query = 'commit'"
+    )
     assert ask(pair.target, end) == [(True,)]
     code, text = woken(child)
     assert code == 0, text

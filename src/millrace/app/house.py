@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from millrace.app.explain import explain
 from millrace.app.extras import needed_extras, require
+from millrace.app.parsed import ParsedModels
 from millrace.app.runtime import Runtime
 from millrace.core.names import AssetId
 from millrace.core.plan import Freshness, Plan, Step
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
     from millrace.engine.retry import Retries
     from millrace.engine.runner import Engine
     from millrace.engine.session import RunOptions
-    from millrace.planner.steps import ModelInputs
     from millrace.postgres.session import Database
-    from millrace.project import ModelFile
 
 STATE = ".millrace"
 RUN_ID = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # it names files, and orchestrators choose it
@@ -214,13 +213,9 @@ class House:
             folder, cache = self.project.root / self.project.dbt, self.state / "cache"
             found = graph(folder, cache, postgres=self.project.warehouse_in_postgres)
             dbt = DbtRelations(_relations(found.assets), _relations(found.inputs))
-        plan = build_plan(
-            self.project,
-            dbt,
-            inputs_of=_inputs_of,
-            select=select,
-            pipeline=pipeline,
-        )
+        models = ParsedModels(self.project.models, self.state / "cache")
+        plan = build_plan(self.project, dbt, inputs_of=models, select=select, pipeline=pipeline)
+        models.keep()
         return Plan(tuple(replace(step, spec=self._told(step)) for step in plan.steps))
 
     def _told(self, step: Step) -> Mapping[str, Any]:
@@ -378,13 +373,6 @@ class House:
         self._require_extras()
         columns, numeric, rows = ask(self.runtime, self.project, sql, limit + 1)
         return QueryResult(columns, numeric, tuple(rows[:limit]), len(rows) > limit, time.monotonic() - since)
-
-
-def _inputs_of(model: ModelFile) -> ModelInputs:
-    """Parse a model; what parses SQL costs a quarter of a second that projects without models need not wait for."""
-    from millrace.transform.sql_model import parse_model
-
-    return parse_model(model.file, model.text)
 
 
 def logical_instant(text: str | None) -> str | None:

@@ -15,14 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from millrace.connectors.folder import Found, file_error
 from millrace.core.position import Taken
 from millrace.errors import ContractBroken, ProofFailed
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pyarrow as pa
 
 BLOCK = 8 << 20  # bytes at once: with 4 MB asking the engine costs a tenth of all, with 16 MB it is as fast as with 8
@@ -267,6 +266,7 @@ class LineFile:
 
     def _lines(self, data: bytes, tail: bytes) -> Iterator[Piece]:
         """Yield whole lines as a piece; each ends with a newline."""
+        import numpy as np
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -321,6 +321,7 @@ class LineFile:
 
     def _readable(self, piece: Piece) -> Piece:
         """Leave out lines that are empty, too long or not UTF-8; return the others as text."""
+        import numpy as np
         import pyarrow as pa
 
         lengths = np.diff(np.frombuffer(piece.text.buffers()[1], "<i4")[piece.text.offset :][: len(piece) + 1])

@@ -136,8 +136,10 @@ def skip(session: Session, steps: Sequence[Step], reason: str) -> list[StepOutco
 
 def groups_of(session: Session) -> list[tuple[Step, ...]]:
     """Return the publish groups in the plan's order, each at the place of its first step."""
-    names = dict.fromkeys(group_name(step) for step in session.plan.steps)
-    return [tuple(step for step in session.plan.steps if group_name(step) == name) for name in names]
+    groups: dict[str, list[Step]] = {}
+    for step in session.plan.steps:
+        groups.setdefault(group_name(step), []).append(step)
+    return [tuple(steps) for steps in groups.values()]
 
 
 def _status(error: MillraceError) -> Status:

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Collection, Iterable, Sequence
 
+from millrace.core.names import AssetId
 from millrace.core.plan import Step
 from millrace.core.ports import Expecting, Holding
 from millrace.engine.groups import GroupRun, groups_of, skip
@@ -30,6 +31,10 @@ class Schedule:
         self._groups = groups_of(session)
         self._expected: set[str] = set()
         self._closing = contextlib.ExitStack()
+        self._readers: dict[AssetId, set[int]] = {}  # places of the groups that read an asset
+        for place, steps in enumerate(self._groups):
+            for asset in {asset for step in steps for asset in step.inputs}:
+                self._readers.setdefault(asset, set()).add(place)
         self._makers = {asset: step.key for step in session.plan.steps for asset in step.assets}
 
     def run(self) -> list[StepOutcome]:
@@ -152,9 +157,9 @@ class Schedule:
 
     def _expect(self, published: Iterable[Step]) -> None:
         """Tell the steps of groups that read what was just published: they will have work to do."""
-        new = {asset for step in published for asset in step.assets}
-        for steps in self._groups:
-            for step in steps if any(new.intersection(step.inputs) for step in steps) else ():
+        new = [asset for step in published for asset in step.assets]
+        for place in sorted({place for asset in new for place in self._readers.get(asset, ())}):
+            for step in self._groups[place]:
                 with contextlib.suppress(MillraceError):  # a kind that cannot be made tells why in its turn
                     kind = self._session.kinds.get(step.kind)
                     if isinstance(kind, Expecting) and step.key not in self._expected.union(self._outcomes):

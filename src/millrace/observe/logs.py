@@ -1,7 +1,7 @@
 """JSON lines: `.millrace/logs/<run>.jsonl`, and standard error with `--log-format json`.
 
 Every line has `ts`, `level` and `event`, and `run`, `step`, `asset` where they are known. Known secrets are hidden
-in every text. Imports structlog: import this module only where a run begins.
+in every text.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
+from copy import copy
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
-
-import structlog
+from typing import IO, Any, Self
 
 from millrace.core.plan import Plan, Step
 from millrace.core.ports import Reporter
@@ -27,63 +26,47 @@ from millrace.observe.shapes import OutcomeSeen, ResultSeen, RunSeen
 LEVELS = {"retry": "warning", "left": "warning", "restored": "warning", "traceback": "error"}
 
 
-class _Lines:
-    """Writes whole lines to several files, from any thread."""
+class JsonLog:
+    """Writes JSON lines to several files, from any thread.
 
-    def __init__(self, files: Sequence[IO[str]]) -> None:
+    Args:
+        files: where to.
+        **known: what every line carries.
+    """
+
+    def __init__(self, files: Sequence[IO[str]], **known: Any) -> None:
         self._files = files
         self._lock = threading.Lock()
+        self.known = known
 
-    def msg(self, line: str) -> None:
+    def bind(self, **known: Any) -> Self:
+        """Return a log to the same files whose lines carry more."""
+        more = copy(self)
+        more.known = {**self.known, **known}
+        return more
+
+    def write(self, level: str, event: str, /, **facts: Any) -> None:
+        """Write one line, with known secrets hidden in every text."""
+        ts = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = json.dumps(clean({"ts": ts, "level": level, "event": event, **self.known, **facts}), ensure_ascii=False)
         with self._lock:
             for file in self._files:
                 with contextlib.suppress(ValueError, OSError):  # a log that is closed or full must not end a run
                     file.write(line + "\n")
                     file.flush()
 
-    debug = info = warning = error = msg
-
-
-def _stamp(_logger: object, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    ts = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return {"ts": ts, "level": method, "event": line.pop("event"), **line}
-
-
-def _redacted(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    cleaned: dict[str, Any] = clean(line)
-    return cleaned
-
-
-def _render(_logger: object, _method: str, line: MutableMapping[str, Any]) -> str:
-    return json.dumps(line, ensure_ascii=False)
-
-
-def json_logger(files: Sequence[IO[str]], **known: Any) -> structlog.typing.FilteringBoundLogger:
-    """Return a logger that writes JSON lines.
-
-    Args:
-        files: where to.
-        **known: what every line carries.
-    """
-    logger: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
-        _Lines(files),
-        processors=[_stamp, _redacted, _render],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
-    ).bind(**known)
-    return logger
-
 
 class _Bridge(logging.Handler):
     """Brings warnings of libraries into the log."""
 
-    def __init__(self, logger: structlog.typing.FilteringBoundLogger) -> None:
+    def __init__(self, logger: JsonLog) -> None:
         super().__init__(logging.WARNING)
         self._logger = logger
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             level = "error" if record.levelno >= logging.ERROR else "warning"
-            getattr(self._logger, level)("library", logger=record.name, text=record.getMessage())
+            self._logger.write(level, "library", logger=record.name, text=record.getMessage())
         except Exception:  # noqa: BLE001 -- as the standard library's own handlers do
             self.handleError(record)
 
@@ -101,10 +84,10 @@ class LogObserver:
         self._stderr = stderr
         self._file: IO[str] | None = None
         self._bridge: _Bridge | None = None
-        self._log: structlog.typing.FilteringBoundLogger | None = None
+        self._log: JsonLog | None = None
         self.path: Path | None = None
 
-    def open(self, run: str) -> structlog.typing.FilteringBoundLogger:
+    def open(self, run: str) -> JsonLog:
         """Open the log of a run; a resumed run's is continued. Phases call it themselves."""
         if self._log is not None:
             return self._log
@@ -114,7 +97,7 @@ class LogObserver:
             self.path = self._folder / f"{run}.jsonl"
             self._file = self.path.open("a", encoding="utf-8")
             files.append(self._file)
-        self._log = json_logger(files, run=run)
+        self._log = JsonLog(files, run=run)
         self._bridge = _Bridge(self._log)
         logging.getLogger().addHandler(self._bridge)
         return self._log
@@ -129,7 +112,8 @@ class LogObserver:
 
     def start_run(self, run: RunSeen, plan: Plan) -> None:
         """See `shapes.Observer`."""
-        self.open(run.id).info(
+        self.open(run.id).write(
+            "info",
             "run started",
             project=run.project,
             env=run.env,
@@ -141,9 +125,9 @@ class LogObserver:
 
     def step_started(self, step: Step) -> Reporter:
         """See `shapes.Observer`."""
-        logger = self._log or json_logger([sys.stderr] if self._stderr else [])
+        logger = self._log or JsonLog([sys.stderr] if self._stderr else [])
         bound = logger.bind(**_names(step))
-        bound.info("step started")
+        bound.write("info", "step started")
         return _StepLog(bound)
 
     def step_finished(self, step: Step, outcome: OutcomeSeen) -> None:
@@ -152,7 +136,8 @@ class LogObserver:
             return
         level = "error" if outcome.error is not None else "info"
         rate = round(outcome.rows / outcome.seconds) if outcome.rows and outcome.seconds > 0 else None
-        getattr(self._log, level)(
+        self._log.write(
+            level,
             "step finished",
             **_names(step),
             status=outcome.status,
@@ -168,36 +153,36 @@ class LogObserver:
     def say(self, event: str, text: str, step: Step | None = None) -> None:
         """See `shapes.Observer`."""
         if self._log is not None:
-            getattr(self._log, LEVELS.get(event, "info"))(event, **(_names(step) if step else {}), text=text)
+            self._log.write(LEVELS.get(event, "info"), event, **(_names(step) if step else {}), text=text)
 
     def end_run(self, result: ResultSeen) -> None:
         """See `shapes.Observer`."""
         log = self.open(result.run.id)
         level = "info" if result.status == "done" else "error"
-        getattr(log, level)(
-            "run ended", status=result.status, seconds=round(result.seconds, 3), counts=dict(result.counts)
+        log.write(
+            level, "run ended", status=result.status, seconds=round(result.seconds, 3), counts=dict(result.counts)
         )
 
 
 class _StepLog:
     """The Reporter of a step: notes and checks are lines, progress is not."""
 
-    def __init__(self, log: structlog.typing.FilteringBoundLogger) -> None:
+    def __init__(self, log: JsonLog) -> None:
         self._log = log
 
     def total(self, rows: int | None) -> None:
-        self._log.debug("rows expected", rows=rows)
+        self._log.write("debug", "rows expected", rows=rows)
 
     def moved(self, rows: int, size: int) -> None:
         """Called thousands of times: the sum is in `step finished`."""
 
     def note(self, text: str) -> None:
-        self._log.info("note", text=text)
+        self._log.write("info", "note", text=text)
 
     def checks(self, results: Sequence[CheckResult]) -> None:
         for result in results:
             level = "info" if result.passed else "error" if result.blocking else "warning"
-            getattr(self._log, level)("check", **{**result.to_json(), "asset": str(result.asset)})
+            self._log.write(level, "check", **{**result.to_json(), "asset": str(result.asset)})
 
 
 def _names(step: Step) -> dict[str, Any]:

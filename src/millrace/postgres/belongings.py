@@ -19,7 +19,7 @@ from millrace.core.names import TableRef
 from millrace.postgres.catalog import Relation
 from millrace.postgres.ddl import UNKNOWN, cut
 from millrace.postgres.names import sql_name
-from millrace.postgres.session import Connection, bare_path
+from millrace.postgres.session import Connection, bare_path, prepared
 
 _FACTS = """
 select a.attname::text as name,
@@ -36,15 +36,15 @@ left join pg_catalog.pg_depend o on o.refclassid = 'pg_catalog.pg_class'::regcla
     and o.refobjsubid = a.attnum and o.classid = 'pg_catalog.pg_class'::regclass and o.deptype in ('a', 'i')
     and exists (select from pg_catalog.pg_sequence q where q.seqrelid = o.objid)
 left join pg_catalog.pg_sequence s on s.seqrelid = o.objid
-where a.attrelid = %(oid)s and a.attnum > 0 and not a.attisdropped order by a.attnum
+where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped order by a.attnum
 """
 
 _CONSTRAINTS = """
 select o.conname::text as name, o.contype::text as kind, o.convalidated as valid,
     pg_catalog.pg_get_constraintdef(o.oid) as definition
 from pg_catalog.pg_constraint o join pg_catalog.pg_class t on t.oid = o.conrelid
-where o.conrelid = %(oid)s and o.contype::text = any(%(kinds)s) and t.relkind <> 'f'
-    and not (%(parent)s and (o.contype <> 'c' or o.connoinherit))
+where o.conrelid = $1 and o.contype::text = any($3) and t.relkind <> 'f'
+    and not ($2 and (o.contype <> 'c' or o.connoinherit))
 order by o.contype, o.conname
 """
 
@@ -60,7 +60,7 @@ from (
     join pg_catalog.pg_class c on c.oid = i.indexrelid
     join pg_catalog.pg_class t on t.oid = i.indrelid
     join pg_catalog.pg_namespace n on n.oid = t.relnamespace
-    where i.indrelid = %(oid)s and i.indisvalid and not i.indisprimary and not (%(parent)s and i.indisunique)
+    where i.indrelid = $1 and i.indisvalid and not i.indisprimary and not ($2 and i.indisunique)
         and not exists (select from pg_catalog.pg_constraint o
             where o.conindid = i.indexrelid and o.conrelid = i.indrelid)
 ) as found
@@ -96,20 +96,28 @@ def read_belongings(source: Connection, relation: Relation, names: Sequence[str]
 
     Only what holds for all rows: of a table with inheriting ones nothing unique, of a foreign table no check.
     """
-    facts = {"oid": relation.oid, "parent": relation.kind == "r" and not relation.paged, "kinds": ["c", "u", "x"]}
+    parent = relation.kind == "r" and not relation.paged
     with bare_path(source), source.cursor(row_factory=dict_row) as cursor:
-        columns = {row["name"]: row for row in cursor.execute(_FACTS, facts).fetchall() if row["name"] in names}
-        constraints = cursor.execute(_CONSTRAINTS, facts).fetchall()
-        indexes = cursor.execute(_INDEXES, facts).fetchall()
+        of_columns = prepared(source, "millrace_column_facts", _FACTS, relation.oid)
+        columns = {row["name"]: row for row in cursor.execute(of_columns).fetchall() if row["name"] in names}
+        constraints = cursor.execute(_constraints(source, relation, ("c", "u", "x"), parent=parent)).fetchall()
+        indexes = cursor.execute(_indexes(source, relation, parent=parent)).fetchall()
     return Belongings(columns, constraints, indexes, relation.comment)
 
 
 def read_structure(target: Connection, relation: Relation) -> Belongings:
     """Read the constraints and indexes, primary key included, of a table that a stage is to take the place of."""
-    facts = {"oid": relation.oid, "parent": False, "kinds": ["c", "p", "u", "x"]}
     with bare_path(target), target.cursor(row_factory=dict_row) as cursor:
-        constraints = cursor.execute(_CONSTRAINTS, facts).fetchall()
-        return Belongings({}, constraints, cursor.execute(_INDEXES, facts).fetchall())
+        constraints = cursor.execute(_constraints(target, relation, ("c", "p", "u", "x"), parent=False)).fetchall()
+        return Belongings({}, constraints, cursor.execute(_indexes(target, relation, parent=False)).fetchall())
+
+
+def _constraints(connection: Connection, relation: Relation, kinds: Sequence[str], *, parent: bool) -> sql.Composed:
+    return prepared(connection, "millrace_constraints", _CONSTRAINTS, relation.oid, parent, list(kinds))
+
+
+def _indexes(connection: Connection, relation: Relation, *, parent: bool) -> sql.Composed:
+    return prepared(connection, "millrace_index_facts", _INDEXES, relation.oid, parent)
 
 
 def make_belongings(connection: Connection, place: TableRef, found: Belongings) -> Made:
@@ -123,6 +131,9 @@ def make_belongings(connection: Connection, place: TableRef, found: Belongings) 
     """
     made = Made()
     stage = sql.Identifier(place.schema or "", place.name)
+    if not (found.constraints or found.indexes or any(one["own"] or one["default"] for one in found.columns.values())):
+        _comments(connection, stage, found)
+        return made
     with bare_path(connection):
         _defaults(connection, place, found, made)
         checks = [one for one in found.constraints if one["kind"] == "c"]

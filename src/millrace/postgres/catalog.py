@@ -17,7 +17,7 @@ from millrace.core.names import TableRef
 from millrace.core.schema import Column, Kind, Schema, decimal_of
 from millrace.errors import NotFound, PermissionMissing, did_you_mean
 from millrace.postgres.names import sql_name
-from millrace.postgres.session import Connection, bare_path, translated
+from millrace.postgres.session import Connection, bare_path, prepared, translated
 from millrace.postgres.sqlstates import grant, row_security_error
 from millrace.postgres.traits import read_traits
 
@@ -235,8 +235,8 @@ from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 join pg_catalog.pg_roles r on r.oid = c.relowner
 left join pg_catalog.pg_am m on m.oid = c.relam
-where c.relname = %(name)s and c.relkind in ('r', 'v', 'm', 'p', 'f')
-    and case when %(schema)s::text is null then pg_catalog.pg_table_is_visible(c.oid) else n.nspname = %(schema)s end
+where c.relname = $1 and c.relkind in ('r', 'v', 'm', 'p', 'f')
+    and case when $2::text is null then pg_catalog.pg_table_is_visible(c.oid) else n.nspname = $2 end
 """
 
 _RELATION = _RELATION_FACTS + ACCESS + _RELATION_FROM
@@ -253,7 +253,7 @@ with recursive a as (
         a.attcollation as collation
     from pg_catalog.pg_attribute a
     left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
-    where a.attrelid = %(oid)s and a.attnum > 0 and not a.attisdropped
+    where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped
 )"""
 
 _QUERY_COLUMNS = """
@@ -311,7 +311,7 @@ from pg_catalog.pg_index i
 join pg_catalog.pg_class c on c.oid = i.indexrelid
 left join pg_catalog.pg_constraint o on o.conindid = i.indexrelid and o.conrelid = i.indrelid
     and o.contype in ('p', 'u', 'x')
-where i.indrelid = %(oid)s
+where i.indrelid = $1
 order by i.indisprimary desc, c.relname
 """
 
@@ -474,16 +474,27 @@ def describe(connection: Connection, table: TableRef, *, label: str, readable: b
         NotFound: no such table; the hint has the nearest names.
         PermissionMissing: it cannot be read, or row-level security would hide rows of it.
     """
-    found = _lookup(connection, table, label)
+    relation = find(connection, table, label=label, readable=readable)
+    if relation is None:
+        raise _not_found(connection, table, label)
+    return relation
+
+
+def find(connection: Connection, table: TableRef, *, label: str, readable: bool = True) -> Relation | None:
+    """Describe a table as `describe` does, or return None when there is none."""
+    found = _find(connection, table, label)
+    if found is None:
+        return None
     ref = TableRef(found["schema_name"], found["name"])
     if readable and (problem := refusal(found, ref, label)) is not None:
         raise problem
-    columns = _columns(connection, _TABLE_COLUMNS + _TYPE_FACTS, {"oid": found["oid"]}, label)
+    columns = _columns_of_table(connection, found["oid"], label)
     if any(column.generated for column in columns):
         columns = _generations(connection, found["oid"], columns, label)
     with translated(label, f"describe {ref}", connection=connection):
         with connection.cursor(row_factory=dict_row) as cursor:
-            rows = cursor.execute(_INDEXES, {"oid": found["oid"]}).fetchall()
+            query = prepared(connection, "millrace_indexes", _INDEXES, found["oid"])
+            rows = cursor.execute(query).fetchall()
         indexes = tuple(Index(**{**row, "columns": tuple(row["columns"])}) for row in rows)
         count = _estimate(connection, found, ref) if readable else _known_rows(found)
         traits = read_traits(connection, found["oid"], found["paged"], columns)
@@ -551,15 +562,20 @@ def columns_of_types(
 ) -> tuple[PgColumn, ...]:
     """Return columns of some types: by name, type's OID, modifier (-1: none) and collation's OID (0: none)."""
     facts = {"names": list(names), "types": list(types), "mods": list(mods), "collations": list(collations)}
-    return _columns(connection, _QUERY_COLUMNS + _TYPE_FACTS, facts, label)
-
-
-def _columns(connection: Connection, query: Any, facts: dict[str, Any], label: str) -> tuple[PgColumn, ...]:
     with (
         translated(label, "read the catalogue", connection=connection),
         connection.cursor(row_factory=class_row(PgColumn)) as cursor,
     ):
-        return tuple(cursor.execute(query, facts).fetchall())
+        return tuple(cursor.execute(_QUERY_COLUMNS + _TYPE_FACTS, facts).fetchall())
+
+
+def _columns_of_table(connection: Connection, oid: int, label: str) -> tuple[PgColumn, ...]:
+    with (
+        translated(label, "read the catalogue", connection=connection),
+        connection.cursor(row_factory=class_row(PgColumn)) as cursor,
+    ):
+        query = prepared(connection, "millrace_columns", _TABLE_COLUMNS + _TYPE_FACTS, oid)
+        return tuple(cursor.execute(query).fetchall())
 
 
 def _generations(connection: Connection, oid: int, columns: tuple[PgColumn, ...], label: str) -> tuple[PgColumn, ...]:
@@ -579,14 +595,7 @@ def _find(connection: Connection, table: TableRef, label: str) -> dict[str, Any]
         translated(label, f"look for {table}", connection=connection),
         connection.cursor(row_factory=dict_row) as cursor,
     ):
-        return cursor.execute(_RELATION, {"name": table.name, "schema": table.schema}).fetchone()
-
-
-def _lookup(connection: Connection, table: TableRef, label: str) -> dict[str, Any]:
-    found = _find(connection, table, label)
-    if found is None:
-        raise _not_found(connection, table, label)
-    return found
+        return cursor.execute(prepared(connection, "millrace_relation", _RELATION, table.name, table.schema)).fetchone()
 
 
 def _not_found(connection: Connection, table: TableRef, label: str) -> NotFound:

@@ -60,6 +60,9 @@ def create_table(
         schemas: what `usertypes.bring_types` returned.
     """
     generated = {column.name for column in columns if column.generated}
+    if not generated:
+        _create(target, table, columns, schemas, generated)
+        return
     with bare_path(target):
         if _created(target, table, columns, schemas, generated):
             return

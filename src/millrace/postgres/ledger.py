@@ -12,6 +12,7 @@ import json
 from typing import Any, LiteralString
 
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 
 from millrace.core.names import AssetId, fingerprint, short_run
 from millrace.core.staged import FORMAT, LedgerEntry, check_format
@@ -69,16 +70,24 @@ class Ledger:
         self.stage_schema = f"{schema}_stage"
         self.label = label
         self._remember = remember
-        self._seen = False
+        self._seen = self._keeps = False
+        self._rendered: dict[str, sql.Composed] = {}
 
     def table(self, name: str) -> sql.Identifier:
         """Return a table of the ledger's schema for building SQL."""
         return sql.Identifier(self.schema, name)
 
-    def sql(self, text: LiteralString) -> sql.Composed:
-        """Return SQL in which {ledger}, {history}, {stage}, {segment}, {quarantine} stand for the tables."""
-        names = ("format", "ledger", "history", "stage", "segment", "quarantine")
-        return sql.SQL(text).format(**{name: self.table(name) for name in names})
+    def sql(self, text: LiteralString, **more: sql.Composable) -> sql.Composed:
+        """Return SQL in which {ledger}, {history}, {stage}, {segment}, {quarantine} stand for the tables.
+
+        What else stands for something is given in `more`, for one text always the same.
+        """
+        if text not in self._rendered:
+            names = ("format", "ledger", "history", "stage", "segment", "quarantine")
+            whole = sql.SQL(text).format(**{name: self.table(name) for name in names}, **more)
+            rendered: Any = whole.as_string()
+            self._rendered[text] = sql.Composed([sql.SQL(rendered)])
+        return self._rendered[text]
 
     # existence
 
@@ -106,6 +115,19 @@ class Ledger:
         check_format(found[0] if found else FORMAT, f"the ledger in schema {self.schema} of {self.label}")
         self._seen = self._remember
         return True
+
+    def keeps_rows(self, connection: Connection) -> bool:
+        """Return whether the table of rows in quarantine exists: ledgers of earlier versions have none."""
+        if self._keeps:
+            return True
+        query = (
+            "select 1 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
+            " where n.nspname = %s and c.relname = 'quarantine'"
+        )
+        found = connection.execute(query, (self.schema,)).fetchone() is not None
+        # what was made in an open transaction may still be rolled back
+        self._keeps = found and self._remember and connection.info.transaction_status is TransactionStatus.IDLE
+        return found
 
     def _unusable(self, connection: Connection) -> PermissionMissing:
         user = connection.info.user
@@ -195,18 +217,17 @@ class Ledger:
         }
         if entry.seq == 1:
             statement = self.sql(
-                "insert into {ledger} values (%(layer)s, %(name)s, %(seq)s, %(load)s, %(entry)s) on conflict do nothing"
+                "insert into {ledger} values (%(layer)s, %(name)s, %(seq)s, %(load)s, %(entry)s)"
+                " on conflict do nothing returning *"
             )
         else:
             statement = self.sql(
                 "update {ledger} set seq = %(seq)s, load = %(load)s, entry = %(entry)s "
-                "where layer = %(layer)s and name = %(name)s and seq = %(seq)s - 1"
+                "where layer = %(layer)s and name = %(name)s and seq = %(seq)s - 1 returning *"
             )
-        if connection.execute(statement, values).rowcount != 1:
+        both = sql.SQL("with written as ({}) insert into {} select layer, name, seq, load, entry from written")
+        if connection.execute(both.format(statement, self.table("history")), values).rowcount != 1:
             raise moved(entry.asset, None)
-        connection.execute(
-            self.sql("insert into {history} values (%(layer)s, %(name)s, %(seq)s, %(load)s, %(entry)s)"), values
-        )
 
     def _number(self, *names: str) -> int:
         """Return an advisory lock's number: 63 bits of the database-local name."""

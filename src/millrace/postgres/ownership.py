@@ -107,10 +107,10 @@ def _runs(pid: int) -> bool:
     return True
 
 
-_SELECT: LiteralString = """
-select layer, name, load, run, step, base, how, place, origin, plan, token, owner, host, pid,
+_ROW = sql.SQL("""layer, name, load, run, step, base, how, place, origin, plan, token, owner, host, pid,
     to_char(started, 'YYYY-MM-DD HH24:MI:SS UTC'), staged,
-    extract(epoch from pg_catalog.clock_timestamp() - heartbeat)::float8 from {stage}"""
+    extract(epoch from pg_catalog.clock_timestamp() - heartbeat)::float8""")
+_SELECT: LiteralString = "select {row} from {stage}"
 
 
 def _row(values: Sequence[Any]) -> StageRow:
@@ -123,14 +123,14 @@ def _row(values: Sequence[Any]) -> StageRow:
 
 def rows(connection: Connection, ledger: Ledger) -> list[StageRow]:
     """Return all stages. Raises NewerFormat."""
-    query = ledger.sql(_SELECT + " order by layer, name")
+    query = ledger.sql(_SELECT + " order by layer, name", row=_ROW)
     return [_row(values) for values in connection.execute(query).fetchall()]
 
 
 def row_of(connection: Connection, ledger: Ledger, asset: AssetId, *, lock: bool = False) -> StageRow | None:
     """Return an asset's stage, or None."""
     text: LiteralString = _SELECT + " where layer = %s and name = %s"
-    query = ledger.sql(text + " for update" if lock else text)
+    query = ledger.sql(text + " for update" if lock else text, row=_ROW)
     found = connection.execute(query, (asset.layer, asset.name)).fetchone()
     return None if found is None else _row(found)
 
@@ -267,7 +267,7 @@ def take(connection: Connection, ledger: Ledger, request: StageRequest, origin: 
         try:
             with connection.transaction():
                 connection.execute(sql.SQL("set local lock_timeout = {}").format(sql.Literal(LOCK_MS)))
-                now = row_of(connection, ledger, request.asset, lock=True)
+                now = None if found is None else row_of(connection, ledger, request.asset, lock=True)
                 if (None if now is None else now.token) != (None if found is None else found.token):
                     continue  # somebody else was faster
                 return _claim(connection, ledger, request, origin, make, now)
@@ -296,20 +296,19 @@ def _claim(
         forget(connection, ledger, row)
     place = f"s{request.load:015x}_{token[:6]}"
     make(connection, sql.Identifier(ledger.stage_schema, place))
-    connection.execute(
+    made = connection.execute(  # a row of somebody else's that came meanwhile is a UniqueViolation
         ledger.sql(
             "insert into {stage} values (%s, %s, %s, %s, %s, %s, %s, %s, %s, null, %s, %s, %s, %s, "
-            "pg_catalog.now(), pg_catalog.clock_timestamp(), null)"
+            "pg_catalog.now(), pg_catalog.clock_timestamp(), null) returning {row}",
+            row=_ROW,
         ),
         (
             *(asset.layer, asset.name, request.load, request.run, request.step),
             *(request.base, request.how, place, origin, token, *_self()),
         ),
-    )
-    made = row_of(connection, ledger, asset)
-    if made is None:
-        raise gone(asset)
-    return Taken(made, None)
+    ).fetchone()
+    assert made is not None  # noqa: S101 (an insert that did not raise returns its row)
+    return Taken(_row(made), None)
 
 
 def _self() -> tuple[str, str, int]:

@@ -32,15 +32,14 @@ from millrace.postgres.apply import (
     sync,
     truncate,
 )
-from millrace.postgres.catalog import Relation, describe, exists
+from millrace.postgres.catalog import Relation, describe
 from millrace.postgres.ddl import cut, free
 from millrace.postgres.heap import witness
 from millrace.postgres.ledger import Ledger, moved
-from millrace.postgres.ownership import forget, gone, row_of, ttl
+from millrace.postgres.ownership import forget, gone, owner, row_of, ttl
 from millrace.postgres.quarantine import Store, rules_of
 from millrace.postgres.session import Connection
 from millrace.postgres.source import Source
-from millrace.postgres.stage import staged_relation
 from millrace.postgres.swap import Swap, begin, exclusive
 
 SIFTED = ("sync", "merge", "append", "truncate")
@@ -49,20 +48,29 @@ LOCK_MS = 1_000  # a publish that waits longer for a table gives way and tries a
 
 
 def publish_in(
-    connection: Connection, ledger: Ledger, staged: Sequence[Staged], proofs: Sequence[Proof]
+    connection: Connection,
+    ledger: Ledger,
+    staged: Sequence[Staged],
+    proofs: Sequence[Proof],
+    known: Callable[[Staged], Relation | None] = lambda _staged: None,
 ) -> tuple[LedgerEntry, ...]:
     """Publish stages in the connection's open transaction; the caller commits.
 
     Stages whose load the ledger carries already are adopted: their entries are returned, nothing is applied.
+    `known` gives the table of a stage as its owner saw it when it was closed.
 
     Raises:
         SeqMoved, GuardRefused, ProofFailed, ContractBroken: nothing may be committed then.
         psycopg.Error: as the server says.
     """
     connection.execute(
-        sql.SQL("set local lock_timeout = {}; set local idle_in_transaction_session_timeout = {}").format(
+        sql.SQL(
+            "set local lock_timeout = {}; set local idle_in_transaction_session_timeout = {};"
+            "set local application_name = {}"
+        ).format(
             sql.Literal(LOCK_MS),
             sql.Literal(max(1_000, int(ttl() * 1_000))),  # a process that is stopped here must not hold locks for ever
+            sql.Literal(f"millrace publish {owner()}"),
         )
     )
     by_load = {(proof.asset, proof.load): proof for proof in proofs}
@@ -80,7 +88,7 @@ def publish_in(
         proof = by_load.get((one.asset, one.load))
         if proof is None or proof.digest is None or proof.digest.rows != sum(d.rows for d in one.expected.values()):
             raise ProofFailed(f"{one.asset} was not proven, so it is not published", where=str(one.asset))
-        applied.append((one, proof, _apply(connection, ledger, one, found)))
+        applied.append((one, proof, _apply(connection, ledger, one, found, known(one))))
     for one, proof, result in _finished(connection, ledger, applied):
         entry = entry_for(
             one,
@@ -121,14 +129,17 @@ def _finished(
         yield one, proof, result
 
 
-def _apply(connection: Connection, ledger: Ledger, staged: Staged, found: LedgerEntry | None) -> Applied | Swap:
+def _apply(
+    connection: Connection, ledger: Ledger, staged: Staged, found: LedgerEntry | None, known: Relation | None
+) -> Applied | Swap:
     if staged.how == "position":
         return _position(connection, ledger, staged)
     row = row_of(connection, ledger, staged.asset, lock=True)
     if row is None or row.staged is None or row.token != staged.detail["token"]:
         raise gone(staged.asset)
     if staged.how == "create":
-        made = _create(connection, ledger, staged)
+        place = TableRef(ledger.stage_schema, row.place)
+        made = _create(connection, ledger, staged, known or describe(connection, place, label=ledger.label))
         forget(connection, ledger, row, table=False)
         return made
     apply: dict[str, Callable[[Table], Applied]] = {
@@ -172,13 +183,10 @@ def _less(done: Applied, store: Store) -> Applied:
 # a new table
 
 
-def _create(connection: Connection, ledger: Ledger, staged: Staged) -> Applied:
+def _create(connection: Connection, ledger: Ledger, staged: Staged, relation: Relation) -> Applied:
     """Rename the stage into place: O(1)."""
     schema, name = staged.asset.layer, staged.asset.name
     ref = TableRef(schema, name)
-    if exists(connection, ref, label=ledger.label):
-        raise appeared(ref, ledger.label)
-    relation = staged_relation(connection, ledger, staged)
     columns, key = relation.pick(staged.schema.names), relation.pick(staged.schema.key)
     store = Store(connection, ledger, staged.asset, columns, key)
     if rules_of(staged) or not store.empty:

@@ -239,11 +239,7 @@ class Store(Kept):
 
     def _missing(self) -> bool:
         """Say whether the table of entries was never made: ledgers of earlier versions have none."""
-        query = (
-            "select 1 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
-            " where n.nspname = %s and c.relname = 'quarantine'"
-        )
-        return self._connection.execute(query, (self._ledger.schema,)).fetchone() is None
+        return not self._ledger.keeps_rows(self._connection)
 
     def count_bad(self, rows: sql.Composable, rules: Sequence[Bad], *, again: bool) -> tuple[int, int]:
         """Return how many rows a SELECT gives, and how many of these are bad and nobody has dealt with.

@@ -68,8 +68,8 @@ def enter_snapshot(connection: Connection, token: str) -> None:
         TransientFailure: the transaction that exported it has ended.
     """
     try:
-        connection.execute("begin isolation level repeatable read read only")
-        connection.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(token)))
+        begin = sql.SQL("begin isolation level repeatable read read only; set transaction snapshot {}")
+        connection.execute(begin.format(sql.Literal(token)))
     except psycopg.errors.Error as error:
         if error.sqlstate in ("22023", "42704", "55000"):
             raise TransientFailure(

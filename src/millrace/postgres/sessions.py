@@ -22,6 +22,7 @@ from millrace.postgres.session import Connection, Database, connect
 
 FRESH_SECONDS = 1.0  # a session that was used so lately answers still
 BRIEF = frozenset({"ledger", "describe", "look", "check"})  # over before anybody asks the server who it is
+ALIKE = frozenset({"stage", "prove"})  # two doors of a step: what is run tells which
 
 
 class _Idle(NamedTuple):
@@ -129,7 +130,7 @@ class Sessions:
                     return None
                 idle = self._idle.pop()
             waited = time.monotonic() - idle.since
-            if waited < FRESH_SECONDS and (purpose == idle.name or purpose.partition(" ")[0] in BRIEF):
+            if waited < FRESH_SECONDS and _fits(purpose, idle.name):
                 return idle.connection, idle.name
             try:
                 name = sql.Literal(f"millrace {purpose}".strip()[:63])
@@ -145,3 +146,9 @@ class Sessions:
             idle, self._idle = self._idle, []
         for one in idle:
             one.connection.close()
+
+
+def _fits(purpose: str, name: str) -> bool:
+    """Say whether a session may keep its name for a purpose."""
+    (what, _, whose), (before, _, of) = purpose.partition(" "), name.partition(" ")
+    return purpose == name or what in BRIEF or (whose == of and {what, before} <= ALIKE)

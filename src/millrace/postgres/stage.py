@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -36,6 +36,9 @@ from millrace.postgres.pump import Stopping, copy_in, never, relay
 from millrace.postgres.session import Connection, translated
 from millrace.postgres.sessions import Sessions
 
+_OWN: LiteralString = (
+    "select layer, name from {stage} where layer = %s and name = %s and token = %s and staged is null for share"
+)
 SORT_MEMORY = "128MB"  # for the key's index of a new table: sorts 3M integer keys in memory
 
 
@@ -52,6 +55,7 @@ class PostgresStage:
         alike: the hidden table is made like the existing one, so that it may take its place.
         swap: it is to do so: when it is closed it gets that one's constraints and indexes.
         left_out: what a new table lacks of the source's, each with the reason; complete when it is closed.
+        relation: the hidden table of a new one as it is when it is closed.
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class PostgresStage:
         self._ledger = ledger
         self._request = request
         self._target = target
-        self._columns: tuple[PgColumn, ...] | None = None
+        self._computed: frozenset[str] | None = None
         self.asset = request.asset
         self.token = row.token
         self.place = TableRef(ledger.stage_schema, row.place)
@@ -81,6 +85,7 @@ class PostgresStage:
         self.alike = alike
         self.swap = False
         self.left_out: list[str] = []
+        self.relation: Relation | None = None
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -131,14 +136,17 @@ class PostgresStage:
 
     def computed(self) -> frozenset[str]:
         """Return the columns that the stage's server computes."""
-        with self.connect() as connection, translated(self._database.label, "read the stage", connection=connection):
-            return frozenset(column.name for column in self._described(connection) if column.generated)
+        if self._computed is None:
+            with (
+                self.connect() as connection,
+                translated(self._database.label, "read the stage", connection=connection),
+            ):
+                self._computed = frozenset(column.name for column in self._described(connection) if column.generated)
+        return self._computed
 
     def _described(self, connection: Connection) -> tuple[PgColumn, ...]:
-        if self._columns is None:
-            relation = describe(connection, self.place, label=self._database.label)
-            self._columns = relation.pick(self._request.schema.names)
-        return self._columns
+        relation = describe(connection, self.place, label=self._database.label)
+        return relation.pick(self._request.schema.names)
 
     def drop(self, keep: Iterable[SegmentId]) -> None:
         """Delete all rows but those of the named whole segments."""
@@ -258,11 +266,16 @@ class PostgresStage:
         """Record a segment that was written whole, and commit it."""
         with translated(self._database.label, "write the stage", connection=target):
             try:
-                self._own(target)
-                target.execute(
-                    self._ledger.sql("insert into {segment} values (%s, %s, %s, %s, pg_current_xact_id()::xid)"),
-                    (self.asset.layer, self.asset.name, segment, count),
-                )
+                written = target.execute(
+                    self._ledger.sql(
+                        "with own as ({own}) insert into {segment} "
+                        "select layer, name, %s, %s, pg_current_xact_id()::xid from own",
+                        own=self._ledger.sql(_OWN),
+                    ),
+                    (self.asset.layer, self.asset.name, self.token, segment, count),
+                ).rowcount
+                if written != 1:
+                    raise gone(self.asset)
                 target.execute("commit")
             except BaseException:
                 with contextlib.suppress(psycopg.Error):
@@ -272,9 +285,7 @@ class PostgresStage:
 
     def _own(self, connection: Connection) -> None:
         """Lock the stage's row against a take-over until the transaction ends. Raises SeqMoved when it was taken."""
-        query = self._ledger.sql(
-            "select 1 from {stage} where layer = %s and name = %s and token = %s and staged is null for share"
-        )
+        query = self._ledger.sql(_OWN)
         if connection.execute(query, (self.asset.layer, self.asset.name, self.token)).fetchone() is None:
             raise gone(self.asset)
 
@@ -336,7 +347,8 @@ class PostgresStage:
         belongings = self.belongings
         made = Made() if belongings is None else make_belongings(connection, self.place, belongings)
         self.left_out += made.left_out
-        for column in self._described(connection):
+        self.relation = describe(connection, self.place, label=self._database.label)
+        for column in self.relation.columns:
             if column.identity or (belongings is not None and belongings.columns[column.name]["own"]):
                 set_sequence(connection, self.identifier, column.name)
         return [list(pair) for pair in made.names]
@@ -409,16 +421,16 @@ def set_sequence(connection: Connection, table: sql.Identifier, column: str) -> 
     )
 
 
-def staged_relation(connection: Connection, ledger: Ledger, staged: Staged, *, lock: bool = False) -> Relation:
-    """Describe a closed stage's table.
+def staged_relation(connection: Connection, ledger: Ledger, staged: Staged, known: Relation | None = None) -> Relation:
+    """Describe a closed stage's table, unless it is known.
 
     Raises:
         SeqMoved: it is not that stage any more.
     """
-    row = row_of(connection, ledger, staged.asset, lock=lock)
+    row = row_of(connection, ledger, staged.asset)
     if row is None or row.staged is None or row.token != staged.detail["token"]:
         raise gone(staged.asset)
-    return describe(connection, TableRef(ledger.stage_schema, row.place), label=ledger.label)
+    return known or describe(connection, TableRef(ledger.stage_schema, row.place), label=ledger.label)
 
 
 def schema_of(columns: Sequence[PgColumn], key: Sequence[str]) -> Schema:

@@ -28,7 +28,7 @@ from millrace.errors import (
     TransientFailure,
 )
 from millrace.postgres import ownership
-from millrace.postgres.catalog import PgColumn, Relation, describe, exists
+from millrace.postgres.catalog import PgColumn, Relation, describe, find
 from millrace.postgres.ddl import create_like, create_table
 from millrace.postgres.digest import digest_of, digest_query, shape
 from millrace.postgres.history import CURRENT
@@ -46,7 +46,8 @@ from millrace.postgres.usertypes import bring_types, types_there
 
 ATTEMPTS = 8  # of a publish that meets locks; with the waits between them some ten seconds
 LOST_ATTEMPTS = 5  # to reach the server again after a commit without an answer
-AGAIN = frozenset({"55P03", "40P01", "40001", "55006"})  # lock not available, deadlock, serialization, in use
+# lock not available, deadlock, serialization, in use; another publish made the schema
+AGAIN = frozenset({"55P03", "40P01", "40001", "55006", "42P06"})
 
 
 class PostgresTarget:
@@ -67,6 +68,7 @@ class PostgresTarget:
         self.name = name
         self.book = Ledger(ledger_schema, database.label, remember=self.sessions.keep)
         self._hearts: dict[str, Heart] = {}
+        self._open: dict[str, PostgresStage] = {}  # what this process staged, by token
 
     def connect(self, purpose: str) -> AbstractContextManager[Connection]:
         """Open a pinned connection in autocommit mode for a block; it counts on its own: see `Sessions`."""
@@ -85,9 +87,7 @@ class PostgresTarget:
             with self.connect("describe") as own:
                 return self.relation(asset, own)
         ref = TableRef(asset.layer, asset.name)
-        if not exists(connection, ref, label=self.database.label):
-            return None
-        return describe(connection, ref, label=self.database.label)
+        return find(connection, ref, label=self.database.label)
 
     # staging
 
@@ -146,7 +146,13 @@ class PostgresTarget:
             *(self.sessions, self.book, request, taken.row), target=self.name, earlier=taken.earlier, alike=alike
         )
         self._hearts[taken.row.token] = opened.heart
+        self._open[taken.row.token] = opened
         return opened
+
+    def _known(self, staged: Staged) -> Relation | None:
+        """Return what this process saw of a stage's table when it closed it: nobody but its owner alters it."""
+        opened = self._open.get(staged.detail.get("token", ""))
+        return None if opened is None else opened.relation
 
     def check_rights(self, connection: Connection, asset: AssetId, how: str) -> None:
         """Refuse early what the publish would be refused for. Raises PermissionMissing, naming the GRANT."""
@@ -158,11 +164,11 @@ class PostgresTarget:
                 "pg_catalog.has_schema_privilege(n.oid, 'USAGE') from pg_catalog.pg_namespace n where n.nspname = %s",
                 (asset.layer,),
             ).fetchone()
-            may = connection.execute(
-                "select pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE'), "
-                "pg_catalog.current_database()"
-            ).fetchone() or (False, "")
             if row is None:
+                may = connection.execute(
+                    "select pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE'), "
+                    "pg_catalog.current_database()"
+                ).fetchone() or (False, "")
                 if not may[0]:
                     raise self._denied(
                         user, f"create the schema {schema}", grant("CREATE", "database", sql_name(may[1]), user)
@@ -204,7 +210,7 @@ class PostgresTarget:
                 if staged.how == "position":
                     relation = describe(connection, TableRef(staged.asset.layer, staged.asset.name), label=label)
                 else:
-                    relation = staged_relation(connection, self.book, staged)
+                    relation = staged_relation(connection, self.book, staged, self._known(staged))
                     self._keep_alive(staged)
                 if staged.how == "position" and staged.detail["level"] != "table":
                     return Proof(staged.asset, staged.load, staged.detail["level"], expected)
@@ -286,7 +292,7 @@ class PostgresTarget:
     def _once(self, staged: Sequence[Staged], proofs: Sequence[Proof]) -> tuple[LedgerEntry, ...]:
         entries: tuple[LedgerEntry, ...] | None = None
         try:
-            with self.connect("publish") as connection:
+            with self.connect("stage") as connection:  # inside the transaction it is called otherwise
                 self.book.ensure(connection)
                 connection.execute("begin")
                 try:
@@ -307,7 +313,7 @@ class PostgresTarget:
         self, connection: Connection, staged: Sequence[Staged], proofs: Sequence[Proof]
     ) -> tuple[LedgerEntry, ...]:
         """Publish in the connection's open transaction; the caller commits."""
-        return publish_in(connection, self.book, staged, proofs)
+        return publish_in(connection, self.book, staged, proofs, self._known)
 
     def _adopt(
         self, staged: Sequence[Staged], entries: Sequence[LedgerEntry], error: psycopg.Error
@@ -347,7 +353,9 @@ class PostgresTarget:
     # leaving
 
     def _stop_heart(self, staged: Staged) -> None:
-        heart = self._hearts.pop(staged.detail.get("token", ""), None)
+        token = staged.detail.get("token", "")
+        self._open.pop(token, None)
+        heart = self._hearts.pop(token, None)
         if heart is not None:
             heart.stop()
 
@@ -361,6 +369,7 @@ class PostgresTarget:
     def forget(self, stage: PostgresStage) -> None:
         """Stop the heart of an open stage that was released or discarded."""
         self._hearts.pop(stage.token, None)
+        self._open.pop(stage.token, None)
 
     def give_up(self, stage: PostgresStage, error: BaseException) -> None:
         """Stop at an open stage after an error: dropped where no later attempt can use it, else left to be resumed."""

@@ -19,12 +19,12 @@ from millrace.errors import ContractBroken, MillraceError, PermissionMissing
 from millrace.postgres.catalog import PgColumn, columns_of_types
 from millrace.postgres.ddl import named, type_of
 from millrace.postgres.names import sql_name
-from millrace.postgres.session import Connection, bare_path, translate
+from millrace.postgres.session import Connection, bare_path, prepared, translate
 
 _MAKING = 0x6D696C6C726163  # the lock under which types are made: two copies of one database need the same ones
 
 _FIND = """
-select w.schema, w.name, found.nspname from unnest(%(schemas)s::text[], %(names)s::text[]) as w(schema, name)
+select w.schema, w.name, found.nspname from unnest($1::text[], $2::text[]) as w(schema, name)
 cross join lateral (
     select n.nspname::text from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid = t.typnamespace
     where t.typname = w.name and t.typtype <> 'p' and t.typisdefined
@@ -156,8 +156,8 @@ def types_there(target: Connection, columns: Sequence[PgColumn], *, label: str) 
 
 def _find(target: Connection, wanted: Any) -> dict[tuple[str, str], str]:
     each = sorted(set(wanted))
-    facts = {"schemas": [schema for schema, _ in each], "names": [name for _, name in each]}
-    return {(schema, name): there for schema, name, there in target.execute(_FIND, facts).fetchall()}
+    query = prepared(target, "millrace_types", _FIND, [schema for schema, _ in each], [name for _, name in each])
+    return {(schema, name): there for schema, name, there in target.execute(query).fetchall()}
 
 
 def _missing(label: str, one: tuple[str, str], column: str, why: str | None, statement: str = "") -> ContractBroken:

@@ -57,7 +57,7 @@ class CopyStep:
         if isinstance(target, PostgresTarget):
             sifted = step.spec.get("checks") and (step.spec.get("contract") or {}).get("bad_rows") == "quarantine"
             ways = not ctx.run and not sifted
-            return postgres_postgres.fresh(spec, reader, target, now=ctx.logical_time, ways=ways)
+            return postgres_postgres.fresh(spec, reader, target, entry, now=ctx.logical_time, ways=ways)
         from millrace.lake.target import LakeTarget
         from millrace.steps.routes import postgres_lake
 
@@ -85,7 +85,7 @@ class CopyStep:
 
             return by_files.stage(spec, reader, target, step, ctx, root_of(self._resources.folder, spec.stage_folder))
         if isinstance(target, PostgresTarget):
-            return postgres_postgres.stage(spec, reader, target, step, ctx)
+            return postgres_postgres.stage(spec, reader, target, entry, step, ctx)
         from millrace.lake.target import LakeTarget
         from millrace.steps.routes import postgres_lake
 

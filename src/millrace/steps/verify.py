@@ -135,7 +135,7 @@ def _position(spec: CopySpec, entry: LedgerEntry, ctx: Context) -> Position:
 def _postgres(
     spec: CopySpec, reader: PostgresReader, target: PostgresTarget, entry: LedgerEntry, step: Step, ctx: Context
 ) -> tuple[Staged | None, TableDiff]:
-    with look_at(spec, reader, target) as look, PostgresReader(target.database).snapshot() as snap:
+    with look_at(spec, reader, target, entry) as look, PostgresReader(target.database).snapshot() as snap:
         if look.relation is None:
             raise NotFound(f"{spec.asset} is missing in {target.database.label}", hint="copy it again")
         left = Half(reader, look.snap, look.source)

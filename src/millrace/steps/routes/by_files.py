@@ -129,7 +129,7 @@ def _bring(
     """Write the files; None: there is nothing to bring."""
     _check_early(spec, target)
     for anyway in (False, True):
-        with look_at(spec, reader, target) as look:
+        with look_at(spec, reader, target, target.ledger(spec.asset)) as look:
             digests = None if not anyway and _untouched(look) else _digests(look)
             same = digests is None or (not anyway and _same(look, digests))
             brought = None if same or digests is None else _write(look, digests, step, staging, ctx)

@@ -211,12 +211,17 @@ class Look:
 
 
 @contextmanager
-def look_at(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Iterator[Look]:
+def look_at(
+    spec: CopySpec, reader: PostgresReader, target: PostgresTarget, entry: LedgerEntry | None
+) -> Iterator[Look]:
     """Look at both sides, in a snapshot of the source that stays open in the block; at the target first.
 
     A copy by files asks the target nothing in the block.
+
+    Args:
+        entry: what the target's ledger said a moment ago: a publish since then is seen by the next one.
     """
-    entry, relation, filled, held, there = _target_of(spec, target)
+    relation, filled, held, there = _target_of(spec, target, entry)
     with reader.snapshot(shared=spec.snapshot) as snap:
         source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
         source, key, discarded = _under_contract(spec, source, relation, target, snap)
@@ -296,13 +301,13 @@ def _refuse_aside(spec: CopySpec, target: PostgresTarget, how: How | None, *, he
 
 
 def _target_of(
-    spec: CopySpec, target: PostgresTarget
-) -> tuple[LedgerEntry | None, Relation | None, bool, bool, Sequence[object] | None]:
-    """Return the ledger's entry, the table, whether it has rows, whether rows of it are in quarantine, and its server.
+    spec: CopySpec, target: PostgresTarget, entry: LedgerEntry | None
+) -> tuple[Relation | None, bool, bool, Sequence[object] | None]:
+    """Return the table, whether it has rows, whether rows of it are in quarantine, and its server.
 
     The last is for a copy by files only, which leaves the target now. Raises UsageError for quarantine and files.
     """
-    entry, relation, there, held = target.ledger(spec.asset), target.relation(spec.asset), None, False
+    relation, there, held = target.relation(spec.asset), None, False
     filled = relation is not None and entry is not None and spec.tracked is not None and _filled(target, relation)
     if entry is not None:
         doing = "look at the quarantine"
@@ -312,7 +317,7 @@ def _target_of(
         _refuse_aside(spec, target, None, held=held)
         there = None if relation is None else _server(target)
         target.sessions.close()
-    return entry, relation, filled, held, there
+    return relation, filled, held, there
 
 
 _SERVER = (

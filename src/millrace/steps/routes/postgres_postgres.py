@@ -26,7 +26,7 @@ from millrace.core.ports import Context, StageRequest
 from millrace.core.position import Cursor, Position, Whole
 from millrace.core.scrub import Scrub
 from millrace.core.segment import Segment
-from millrace.core.staged import Counts, Staged
+from millrace.core.staged import Counts, LedgerEntry, Staged
 from millrace.errors import ContractBroken, ProofFailed, UsageError
 from millrace.postgres.apply import fits_of, refuse_deletes, refuse_first_contact, refuse_referred
 from millrace.postgres.belongings import read_belongings
@@ -85,18 +85,27 @@ PROVES = {
 }
 
 
-def fresh(spec: CopySpec, reader: PostgresReader, target: PostgresTarget, *, now: str, ways: bool = True) -> Freshness:
+def fresh(
+    spec: CopySpec,
+    reader: PostgresReader,
+    target: PostgresTarget,
+    entry: LedgerEntry | None,
+    *,
+    now: str,
+    ways: bool = True,
+) -> Freshness:
     """Say whether the target already is what a run would make of it.
 
     Args:
         spec, reader, target: of the step.
+        entry: what the target's ledger says.
         now: the logical time, ISO 8601 UTC: what of the scrub is due.
         ways: say also by which of two ways it would be published, which takes a sample of the rows.
 
     Raises:
         KeyInvalid, NotFound, ContractBroken, PermissionMissing: what would also stop the run.
     """
-    with naming(spec, reader, target), look_at(spec, reader, target) as look:
+    with naming(spec, reader, target), look_at(spec, reader, target, entry) as look:
         rows = look.base.relation.rows if look.base.relation is not None else None
 
         def answer(is_fresh: bool, reason: str, moves: int | None = rows, more: str = "") -> Freshness:
@@ -168,7 +177,7 @@ def _why_all(look: Look) -> str:
 
 
 def stage(
-    spec: CopySpec, reader: PostgresReader, target: PostgresTarget, step: Step, ctx: Context
+    spec: CopySpec, reader: PostgresReader, target: PostgresTarget, entry: LedgerEntry | None, step: Step, ctx: Context
 ) -> tuple[Staged, ...]:
     """Copy what the target lacks to where no reader looks.
 
@@ -181,7 +190,7 @@ def stage(
         Interrupted: what was staged can be resumed.
         MillraceError: everything else that stops a copy; nothing is left then.
     """
-    with naming(spec, reader, target), look_at(spec, reader, target) as look:
+    with naming(spec, reader, target), look_at(spec, reader, target, entry) as look:
         look = _sifted(look, step, ctx)
         if look.relation is not None:
             check_target(look)
@@ -280,7 +289,8 @@ def _all(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
     segments = opened.plan
     if segments is None:
         segments = parts_of(look)
-        opened.planned(segments)
+        if len(segments) > 1:  # else there is nothing that a later attempt would have to cut in the same way
+            opened.planned(segments)
     relay = Relay(
         look.reader,
         look.snap,
@@ -472,14 +482,14 @@ def check_count(look: Look, rows: int) -> None:
 # dry run
 
 
-def dry_run(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> Counts:
+def dry_run(spec: CopySpec, reader: PostgresReader, target: PostgresTarget, entry: LedgerEntry | None) -> Counts:
     """Count what a run would insert, update and delete; nothing is changed, no ledger is made.
 
     Raises:
         GuardRefused: a run would delete more than max_delete allows.
         KeyInvalid: a null in the key of a source that may keep several versions of a row.
     """
-    with look_at(spec, reader, target) as found:
+    with look_at(spec, reader, target, entry) as found:
         look = found.narrowed() if found.alter else found
         look.left_out()
         if look.relation is None:
