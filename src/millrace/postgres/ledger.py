@@ -114,6 +114,8 @@ class Ledger:
         found = connection.execute(self.sql("select version from {format}")).fetchone()
         check_format(found[0] if found else FORMAT, f"the ledger in schema {self.schema} of {self.label}")
         self._seen = self._remember
+        if self._remember:
+            self.keeps_rows(connection)  # now: in the transactions to come nothing is remembered
         return True
 
     def keeps_rows(self, connection: Connection) -> bool:
@@ -126,7 +128,8 @@ class Ledger:
         )
         found = connection.execute(query, (self.schema,)).fetchone() is not None
         # what was made in an open transaction may still be rolled back
-        self._keeps = found and self._remember and connection.info.transaction_status is TransactionStatus.IDLE
+        if found and self._remember and connection.info.transaction_status is TransactionStatus.IDLE:
+            self._keeps = True
         return found
 
     def _unusable(self, connection: Connection) -> PermissionMissing:
