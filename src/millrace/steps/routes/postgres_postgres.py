@@ -110,7 +110,7 @@ def fresh(
 
         def answer(is_fresh: bool, reason: str, moves: int | None = rows, more: str = "") -> Freshness:
             way = f"by way of {spec.stage} files" if spec.stage else wire(look.source.columns)
-            publishes = f"{_publishes(look) if ways and not is_fresh else PUBLISHES[look.how]} · {way}"
+            publishes = f"{_publishes(look) if ways and not (is_fresh or spec.stage) else PUBLISHES[look.how]} · {way}"
             proves = "the number of rows; none is compared" if _counted(look) else PROVES[look.how]
             return Freshness(is_fresh, reason, moves, publishes, proves + more)
 
