@@ -26,7 +26,7 @@ from typing import IO
 
 HEAVY = (
     "adbc_driver_postgresql.dbapi", "deltalake", "duckdb", "jinja2", "psycopg", "pyarrow.compute", "pyarrow.csv",
-    "pyarrow.parquet", "pydantic", "rich.progress", "sqlalchemy.dialects.sqlite", "sqlglot", "yaml",
+    "pyarrow.parquet", "pydantic", "rich.progress", "sqlglot", "yaml",
 )  # fmt: skip
 LEAVE = ("millrace.__main__", "millrace.templates", "millrace.testing.killpoints")
 MESSAGE = 2**20  # bytes of a request at most
