@@ -14,7 +14,7 @@ import yaml
 from millrace.app.from_database import Origin, asset_names, copies_text, cursor_of, origin_of, proposals, scalar
 from millrace.core.names import TableRef
 from millrace.errors import UsageError
-from millrace.postgres.catalog import Listed, ListedIndex, relations
+from millrace.postgres.listing import Listed, ListedIndex, relations
 from millrace.postgres.session import connect, database_from_url
 from millrace.project import load_project
 from millrace.testing.servers import PostgresServer

@@ -18,7 +18,7 @@ from millrace.core.names import TableRef
 from millrace.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
-    from millrace.postgres.catalog import Listed, ListedIndex
+    from millrace.postgres.listing import Listed, ListedIndex
 
 LAYER = "bronze"
 _SELECT = "add select: the columns to copy"
@@ -102,14 +102,14 @@ def propose(name: str, text: str, schemas: Sequence[str], environ: Mapping[str, 
         ConnectionRefused, AuthenticationFailed, NotFound, PermissionMissing: there is no way into the database.
         NotFound: a schema does not exist, or holds nothing that could be copied.
     """
-    from millrace.postgres import catalog
+    from millrace.postgres import listing
     from millrace.postgres.session import connect, parse_database
 
     names = tuple(dict.fromkeys(map(_schema_name, schemas)))
     database = parse_database(text, environ)
     origin = origin_of(text, database.parameters.get("dbname", ""))
     with connect(database, purpose="init") as connection:
-        found = catalog.relations(connection, names, label=database.place)
+        found = listing.relations(connection, names, label=database.place)
         user = connection.info.user
     copied, left_out = proposals(found, user)
     if not copied:
