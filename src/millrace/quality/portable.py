@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sqlglot import ErrorLevel, exp, parse_one
 from sqlglot.errors import SqlglotError, UnsupportedError
 
 from millrace.errors import ProjectError
 from millrace.quality import sql
 from millrace.quality.gate import SHOWN, said_of
+from millrace.quality.meaning import same_meaning
 from millrace.quality.rules import RowRule
 
 DIALECT = "postgres"
 
 
-def query(text: str) -> str:
+def query(text: str, types: Mapping[str, str]) -> str:
     """Return one of the gate's queries as PostgreSQL runs it.
 
+    Args:
+        text: in DuckDB's dialect.
+        types: DuckDB's type by column of the checked table.
+
     Raises:
-        ProjectError: it has something that PostgreSQL has not.
+        ProjectError: it has something that PostgreSQL has not, or that means something else there.
     """
-    return _written(parse_one(text, read=sql.DIALECT), text)
+    return _written(parse_one(text, read=sql.DIALECT), text, types)
 
 
 def broken(rule: RowRule, table: sql.Table) -> str:
@@ -28,7 +35,7 @@ def broken(rule: RowRule, table: sql.Table) -> str:
     Raises:
         NotFound, ProjectError: as `sql.broken`, and for what PostgreSQL has not.
     """
-    return _written(sql.broken(rule, table).transform(_spelled, table), rule.name)
+    return _written(sql.broken(rule, table).transform(_spelled, table), rule.name, table.types)
 
 
 def reason(rule: RowRule, table: sql.Table) -> str:
@@ -37,7 +44,7 @@ def reason(rule: RowRule, table: sql.Table) -> str:
         _shown(table.column(part.column, rule.name)) if isinstance(part, sql.Value) else exp.Literal.string(part)
         for part in said_of(rule, list(table.types))
     ]
-    return _written(exp.Anonymous(this="concat", expressions=parts), rule.name)
+    return _written(exp.Anonymous(this="concat", expressions=parts), rule.name, {})
 
 
 def _shown(name: str) -> exp.Expr:
@@ -70,8 +77,8 @@ def _spelled(node: exp.Expr, table: sql.Table) -> exp.Expr:
     return node
 
 
-def _written(expression: exp.Expr, said: str) -> str:
-    expression = expression.transform(_without_isnan)
+def _written(expression: exp.Expr, said: str, types: Mapping[str, str]) -> str:
+    expression = same_meaning(expression.transform(_without_isnan), said, types)
     try:
         return expression.sql(DIALECT, unsupported_level=ErrorLevel.RAISE)
     except (SqlglotError, UnsupportedError) as error:

@@ -193,18 +193,20 @@ def _viewed(
 
 
 def _querying(connection: Connection, columns: Sequence[PgColumn], label: str) -> Callable[..., Any]:
+    types = {column.name: _type(column) for column in columns}
+
     def query(text: str, _parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         parsed = parse_one(text, read=quality.DIALECT)
         if isinstance(parsed, exp.Describe):
             found = parsed.find(exp.Table)
             assert found is not None  # noqa: S101 - written by quality.sql
             if found.name == VIEW:
-                return [(column.name, _type(column)) for column in columns]
+                return list(types.items())
             try:
                 there = describe(connection, TableRef(found.db, found.name), label=label)
             except NotFound as error:
                 raise NotFound(f"a check reads {found.db}.{found.name}, which is not there", where=label) from error
             return [(column.name, _type(column)) for column in there.columns]
-        return list(connection.execute(portable.query(text)).fetchall())
+        return list(connection.execute(portable.query(text, types)).fetchall())
 
     return query
