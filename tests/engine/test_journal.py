@@ -52,6 +52,19 @@ def test_what_is_no_journal_is_one_clear_error(tmp_path: Path) -> None:
         Journal(tmp_path / "file" / "state.db")
 
 
+def test_a_full_disk_is_no_broken_journal(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "state.db")
+    pages = journal._opened().execute("pragma page_count").fetchone()[0]
+    journal._opened().execute(f"pragma max_page_count = {pages}")  # SQLite's own "database or disk is full"
+    with pytest.raises(MillraceError, match="the journal cannot be written") as caught:
+        journal.start_run(info("full"), host="h" * 1_000_000, pid=1)
+    assert "make room" in str(caught.value)
+    assert "move the file away" not in str(caught.value)
+    journal._opened().execute("pragma max_page_count = 10000")
+    journal.start_run(info("later"), host="h", pid=1)
+    assert journal.run("later").status == "running"
+
+
 def test_wal_foreign_keys_and_url(tmp_path: Path) -> None:
     journal = Journal(f"sqlite:///{tmp_path / 'deep' / 'state.db'}")
     with journal._write() as connection:

@@ -14,9 +14,11 @@ import pytest
 from doors import Copy, execute, leftovers, rows, table
 
 from millrace.core.staged import Counts
-from millrace.errors import GuardRefused, KeyInvalid
+from millrace.errors import GuardRefused, KeyInvalid, TransientFailure
 from millrace.postgres import swap
 from millrace.postgres.portrait import against
+from millrace.steps.routes.postgres_compare import compared
+from millrace.steps.routes.postgres_look import look_at
 from millrace.testing.servers import debian_bin, embedded_bin
 
 ROWS = 12_000
@@ -344,3 +346,44 @@ def test_two_tables_of_one_publish_are_exchanged_together(pair: Copy, monkeypatc
     for name in ("t", "u"):
         assert table(url, name) == table(source, name)
     assert leftovers(url) == []
+
+
+def test_a_table_of_more_columns_than_half_of_what_a_join_may_have(pair: Copy) -> None:
+    source, target = pair.urls
+    columns = ", ".join(f"c{number} int" for number in range(900))
+    execute(source, f"create table wide (id int primary key, {columns})")
+    execute(source, "insert into wide (id, c5) select i, i from generate_series(1, 4500) i")
+    copy = Copy(source, target, table="public.wide")
+    copy.run()
+    execute(source, "update wide set c899 = 1 where id > 9", "delete from wide where id < 5")
+    execute(source, "insert into wide (id) values (-1), (-2)")
+    entry = copy.run()
+    assert entry is not None
+    assert (entry.counts, entry.note[:8]) == (Counts(2, 4491, 4), "by swap:")
+    assert table(target, "wide") == table(source, "wide")
+
+
+def test_where_no_cascade_deletes(pair: Copy) -> None:
+    """Nothing of an earlier stage stands in the way where a database's sessions fire no triggers."""
+    source, target = pair.urls
+    name = target.rpartition("/")[2]
+    execute(target, f"alter database {name} set session_replication_role = replica")
+    pair.run()
+    for turn in range(2):
+        execute(source, CHANGE.replace("other", f"turn {turn}"))
+        entry = pair.run()
+        assert entry is not None
+        assert entry.counts == Counts(0, ROWS // 10 * 9, 0)
+        assert rows(target, "select * from _millrace.segment") == []
+    assert table(target) == table(source)
+
+
+def test_a_sample_whose_connection_is_lost_may_be_taken_again(plain: Copy) -> None:
+    entry = plain.target.ledger(plain.spec.asset)
+    with (
+        look_at(plain.spec, plain.reader, plain.target, entry) as look,
+        look.target.connect("sample") as there,
+    ):
+        execute(plain.urls[1], f"select pg_terminate_backend({there.info.backend_pid}, 10000)")
+        with pytest.raises(TransientFailure):
+            compared(look, there)

@@ -87,6 +87,10 @@ class Journal:
                 raise TransientFailure(
                     "the journal is locked by another process", where=where, detail=[cause]
                 ) from error
+            if "full" in cause:
+                raise MillraceError(
+                    "the journal cannot be written", where=where, detail=[cause], hint="make room there, then run again"
+                ) from error
             if "readonly" in cause or "unable to open" in cause or isinstance(error, OSError):
                 raise PermissionMissing(
                     "the journal cannot be opened for writing", where=where, detail=[cause]
@@ -108,8 +112,8 @@ class Journal:
         """One transaction; it begins with the write lock: a read that turns into a write later would fail at once."""
         with self._mutex, self._translated():
             connection = self._opened()
-            connection.execute("begin immediate")
             try:
+                connection.execute("begin immediate")
                 yield connection
                 connection.execute("commit")
             except BaseException:

@@ -223,9 +223,15 @@ def forget(connection: Connection, ledger: Ledger, row: StageRow, *, table: bool
     """Delete a stage's row, and its table unless it has become something else; inside a transaction."""
     if table:
         connection.execute(sql.SQL("drop table if exists {}").format(sql.Identifier(ledger.stage_schema, row.place)))
+    _forget_segments(connection, ledger, row.asset)
     connection.execute(
         ledger.sql("delete from {stage} where layer = %s and name = %s"), (row.asset.layer, row.asset.name)
     )
+
+
+def _forget_segments(connection: Connection, ledger: Ledger, asset: AssetId) -> None:
+    """Delete a stage's segments; the cascade does not where a database sets session_replication_role to replica."""
+    connection.execute(ledger.sql("delete from {segment} where layer = %s and name = %s"), (asset.layer, asset.name))
 
 
 def busy(row: StageRow) -> TargetBusy:
@@ -308,6 +314,7 @@ def _claim(
         ),
     ).fetchone()
     assert made is not None  # noqa: S101 (an insert that did not raise returns its row)
+    _forget_segments(connection, ledger, asset)  # of a stage that was forgotten without them
     return Taken(_row(made), None)
 
 

@@ -233,9 +233,10 @@ def _count_all(table: Table) -> Counts:
 
 def _count(table: Table) -> Counts:
     query = sql.SQL(
-        "select pg_catalog.count(*), pg_catalog.count(s.{}), pg_catalog.count(*) filter (where {}) "
-        "from {} t left join {} s on {}"
+        "select pg_catalog.count(*), pg_catalog.count(j.same), pg_catalog.count(*) filter (where j.other) "
+        "from (select s.{} as same, {} as other from {} t left join {} s on {} offset 0) j"
     ).format(table.key[0].identifier, table.differs, table.relation.identifier, table.stage, table.same_key)
+    # offset 0: else all columns of both go through the join, and there may be no more than 1,664
     total, same, updated = table.connection.execute(query).fetchone() or (0, 0, 0)
     if total > same:
         guard_deletes(table, total - same)

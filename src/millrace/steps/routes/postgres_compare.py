@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from psycopg import sql
@@ -39,7 +40,7 @@ def compared(look: Look, there: Connection, part: Part | None = None) -> tuple[C
     wanted = dict(_hashes(look.snap.connection, alive(left, marked), look.key, where, "ours"))
     all_ours = wanted if marked is None else dict(_hashes(look.snap.connection, left, look.key, where, "marked"))
     rows, inserted, updated, deleted = len(wanted), len(wanted), 0, 0
-    with there.transaction():
+    with _reading(look, there):
         for key, row in _hashes(there, right, look.key, where_there, "theirs"):
             found = wanted.get(key)
             if found is None:
@@ -56,7 +57,7 @@ def compare_interval(look: Look, there: Connection, part: Part) -> Counts:
     """Compare an interval; rows that came into it or left it are updates."""
     here, target = look.snap.connection, look.target_source
     wanted = dict(_hashes(here, look.source, look.key, part.predicate(look.source.pick(look.key)), "ours"))
-    with there.transaction():
+    with _reading(look, there):
         inside = {key for key, _ in _hashes(there, target, look.key, part.predicate(target.pick(look.key)), "inside")}
         known = [
             wanted[key] != row
@@ -68,6 +69,14 @@ def compare_interval(look: Look, there: Connection, part: Part) -> Counts:
         sum(1 for key, _ in _hashes(here, look.everywhere, look.key, None, "everywhere") if key in lost) if lost else 0
     )
     return Counts(len(wanted) - len(known), sum(known) + left, len(lost) - left)
+
+
+@contextmanager
+def _reading(look: Look, there: Connection) -> Iterator[None]:
+    """One transaction in the target."""
+    database = look.target.database.label
+    with translated(database, f"compare {look.there.ref}", connection=there), there.transaction():
+        yield
 
 
 def _hashes(
