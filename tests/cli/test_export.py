@@ -227,6 +227,8 @@ def test_several_tables_travel_together(db15: str, db18: str, tmp_path: Path) ->
     assert texts(target, "sales.log") == texts(source, "sales.log")
     assert texts(target, ODD) == texts(source, ODD)
     assert import_set(folder, target, trusted_urls=True).result.counts["fresh"] == 4
+    alone = import_set(folder, target, "alone.*", only="sales.orders", trusted_urls=True)
+    assert (alone.rows, alone.not_made) == (3000, ()), "--foreign-keys could not make one to what is not imported"
     ask(target, "delete from sales.log where line = ''")
     assert import_set(folder, target, trusted_urls=True).result.counts["published"] == 1
     assert texts(target, "sales.log") == texts(source, "sales.log")
@@ -243,6 +245,8 @@ def test_the_commands_of_several_tables(millrace: Any, db15: str, db18: str) -> 
     ask(db15, SHOP)
     look = millrace("export", "env:SRC", "sales.*", "out", "--dry-run", SRC=db15)
     assert "4 tables would be exported; nothing was written\n not exported: 1 view" in look.out, look.err
+    lines = [line for line in look.out.splitlines() if line.startswith(" export  ")]
+    assert (len(lines), len({len(line) for line in lines})) == (4, 1), "figures stand below each other"
     told = millrace("export", "env:SRC", "sales.*", "out", SRC=db15)
     assert told.code == 0, told.err
     assert "4 tables, 3,105 rows" in told.out

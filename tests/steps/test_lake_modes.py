@@ -128,6 +128,9 @@ def test_backfill(lake: Lake) -> None:
     assert lake.fresh(**DAY).fresh
     lake.load(**INCREMENTAL)  # goes on from its own position
     assert lake.note(800) == {800: "new"}
+    lake.execute("update events set note = 'newer' where id = 310")
+    assert lake.load(**DAY) is not None
+    assert lake.notes == ["1 of 3 segments differs"]
     lake.execute("delete from events where id between 300 and 599")
     with pytest.raises(GuardRefused, match=r"would lose 298 of 300 rows"):
         lake.load(**DAY)

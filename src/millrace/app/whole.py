@@ -295,8 +295,8 @@ def tie(
         if not wanted:
             found = foreign_keys(connection, set(places.values()), place.database.label)
             there = {(key.ref, key.name) for key in found}
-            lacking = [key for key in chosen.keys if (places.get(key.ref), key.name) not in there]
-            return 0, [(key, "not asked for") for key in lacking]
+            possible = [key for key in chosen.keys if key.ref in places and key.other in places]
+            return 0, [(key, "not asked for") for key in possible if (places[key.ref], key.name) not in there]
         for key in chosen.keys:
             if key.ref not in places or key.other not in places:
                 missing = key.ref if key.ref not in places else key.other

@@ -100,14 +100,36 @@ def export(
     if as_json:
         show.as_json(outcome.to_json())
         return
-    show.out(f"{_line(outcome)}  → {folder}")
+    show.out(f"{_lines([outcome])[0]}  → {folder}")
     show.out(show.painted(f" bring it in with: millrace import {shlex.quote(str(folder))} DST", "grey"))
 
 
-def _line(outcome: ExportOutcome) -> str:
-    files = "1 file" if outcome.files == 1 else f"{outcome.files:,} files"
-    rows = show.count(outcome.rows, "row")
-    return f" export  {outcome.table}  {rows}  {files}, {size(outcome.size)}  {outcome.seconds:.1f} s"
+def _lines(outcomes: Sequence[ExportOutcome]) -> list[str]:
+    return _aligned(
+        [
+            (
+                str(one.table),
+                show.count(one.rows, "row"),
+                f"{show.count(one.files, 'file')}, {size(one.size)}",
+                f"{one.seconds:.1f} s",
+            )
+            for one in outcomes
+        ]
+    )
+
+
+def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return a line of each: the table's name, and figures below each other."""
+    name, *figures = (max(map(show.cells, column)) for column in zip(*lines, strict=True))
+    return [
+        "  ".join(
+            [
+                f" export  {show.padded(table, name)}",
+                *(f"{cell:>{width}}" for cell, width in zip(cells, figures, strict=True)),
+            ]
+        )
+        for table, *cells in lines
+    ]
 
 
 def _look(source: str, pattern: str, exclude: Sequence[str], *, as_json: bool) -> None:
@@ -123,9 +145,9 @@ def _look(source: str, pattern: str, exclude: Sequence[str], *, as_json: bool) -
             {"dry_run": True, "tables": named, "not_exported": others_json(chosen), "excluded": chosen.excluded}
         )
         return
-    for one in tables:
-        rows = "rows unknown" if one.rows is None else f"≈ {show.count(one.rows, 'row')}"
-        show.out(f" export  {one.ref}  {rows}  {size(one.bytes)}")
+    rows = ["rows unknown" if one.rows is None else f"≈ {show.count(one.rows, 'row')}" for one in tables]
+    for line in _aligned([(str(one.ref), told, size(one.bytes)) for one, told in zip(tables, rows, strict=True)]):
+        show.out(line)
     show.out(f" {show.count(len(tables), 'table')} would be exported; nothing was written")
     print_left_out(chosen, "exported")
 
@@ -148,8 +170,8 @@ def _export_set(
     if as_json:
         show.as_json(found.to_json())
         return
-    for one in found.tables:
-        show.out(_line(one))
+    for line in _lines(found.tables):
+        show.out(line)
     total = f"{show.count(len(found.tables), 'table')}, {show.count(found.rows, 'row')}, {size(found.size)}"
     show.out(f" {total}, of one snapshot of the source  → {folder}")
     show.out(show.painted(f" bring them in with: millrace import {shlex.quote(str(folder))} DST", "grey"))

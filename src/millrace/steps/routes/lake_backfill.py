@@ -141,7 +141,8 @@ def stage(
     if not different:
         ctx.report.note("the interval is equal")
         return ()
-    ctx.report.note(f"{len(different)} of {len(segments)} segments differ")
+    word = "differs" if len(different) == 1 else "differ"
+    ctx.report.note(f"{len(different)} of {len(segments)} segments {word}")
     source = Digest.sum(ours.values(), request.schema.shape)
     opened = target.open_stage(request)
     folder = Folder(ctx.scratch(), opened)

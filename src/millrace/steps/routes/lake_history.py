@@ -127,7 +127,8 @@ def stage(
         ctx.report.note("no row differs; only the position is published")
         opened = target.open_stage(replace(asked, how="position"))
         return (opened.close(position, {}, detail=_detail(whole)),), whole
-    ctx.report.note(f"{len(different)} of {len(segments)} segments differ")
+    word = "differs" if len(different) == 1 else "differ"
+    ctx.report.note(f"{len(different)} of {len(segments)} segments {word}")
     at = history.instant_after(engine, side.files, _instant(snap))
     opened = target.open_stage(asked)
     folder = Folder(ctx.scratch(), history.Opening(opened, at))
