@@ -362,6 +362,24 @@ def test_a_column_that_came_leaves_entries_as_they_are(shop: Shop) -> None:
     assert (shop.statuses(), len(shop.ids())) == ({"17": "replayed", "40": "open", "9": "open"}, 1998)
 
 
+@pytest.mark.parametrize("mode", ["append", "incremental"])
+def test_columns_that_come_and_change_are_checked_in_the_rows_that_stay(shop: Shop, mode: str) -> None:
+    shop.copies(mode)
+    shop.good()
+    execute(shop.source, "alter table orders add column more int", "alter table orders alter column extra type text")
+    new = "select 3000 + g, 'new', 5, 'open', clock_timestamp(), 'ok', null, 'x', 1, null from generate_series(1, 2) g"
+    execute(
+        shop.source,
+        f"insert into orders (order_id, customer, amount, status, updated_at, mood, tags, extra, ratio, raw) {new}",
+    )
+    assert shop.good() is not None
+    assert shop.statuses() == {"17": "open", "40": "open"}
+    assert rows(shop.target, "select extra, more from raw.orders where order_id in (7, 3001) order by 1") == [
+        ("x", None),
+        ('{"n": 7}', None),
+    ]
+
+
 def test_texts_that_cannot_be_carried_are_named(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing() -> tuple[str, list[str]]:
         shop.write("copies/shop_db.yaml", shop_checks("{}"))

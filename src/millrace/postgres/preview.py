@@ -9,8 +9,9 @@ from psycopg import sql
 from millrace.core.names import TableRef
 from millrace.core.segment import Segment
 from millrace.core.staged import Staged
-from millrace.postgres.catalog import PgColumn, describe
+from millrace.postgres.catalog import PgColumn, Relation, describe
 from millrace.postgres.cursors import Rule
+from millrace.postgres.ddl import named, same_type, type_of
 from millrace.postgres.deletes import marked
 from millrace.postgres.history import CURRENT
 from millrace.postgres.ledger import Ledger
@@ -90,7 +91,8 @@ def preview(connection: Connection, ledger: Ledger, staged: Staged) -> Preview:
         )
         if staged.how == "snapshot":
             stays = sql.SQL("{} and {}").format(stays, CURRENT)
-        parts.append(_select(there.pick(names), sql.SQL("{} t").format(there.identifier), stays))
+        values = sql.SQL(", ").join(_as_published(column, there) for column in columns)
+        parts.append(sql.SQL("select {} from {} t where {}").format(values, there.identifier, stays))
     brought = _select(columns, sql.SQL("{} s").format(stage.identifier), alive)
     return Preview(sql.SQL(" union all ").join(parts), columns, brought, store)
 
@@ -98,6 +100,15 @@ def preview(connection: Connection, ledger: Ledger, staged: Staged) -> Preview:
 def _select(columns: tuple[PgColumn, ...], rows: sql.Composable, where: sql.Composable) -> sql.Composable:
     names = sql.SQL(", ").join(column.identifier for column in columns)
     return sql.SQL("select {} from {} where {}").format(names, rows, where)
+
+
+def _as_published(column: PgColumn, there: Relation) -> sql.Composable:
+    """Return a column of the table's rows as it is when the publish has altered the table."""
+    if column.name not in there.names:
+        return sql.SQL("null")  # the publish adds it
+    if same_type(column, there.pick([column.name])[0]):
+        return column.identifier
+    return sql.SQL("{}::{}").format(column.identifier, type_of(column, named(column)[0]))
 
 
 def _gone(staged: Staged, columns: tuple[PgColumn, ...], key: tuple[PgColumn, ...]) -> sql.Composable | None:
