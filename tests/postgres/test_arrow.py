@@ -147,7 +147,7 @@ def test_refused_values(reader: PostgresReader, writer: psycopg.Connection) -> N
     )
     with reader.snapshot() as snap:
         source = reader.source(T, connection=snap.connection)
-        with pytest.raises(ContractBroken, match="a lake table cannot hold") as caught:
+        with pytest.raises(ContractBroken, match="Parquet files cannot hold") as caught:
             arrow.check_arrow(snap.connection, source)
         assert [line.split(":")[0] for line in caught.value.detail] == [
             "day (date)",

@@ -155,7 +155,6 @@ def test_a_backfill_makes_an_asset_and_the_position_is_open(lake: Lake) -> None:
 
 
 CURSORS = [
-    ("v bigint", "i", "30", "40", None),
     ("v numeric(8,2)", "i + 0.25", "29.255", "39.255", None),
     ("v float4", "i + 0.1", "30.1", "40.1", None),
     ("v date", "date '2026-01-01' + i", "2026-01-31", "2026-02-10", None),
@@ -185,15 +184,17 @@ def test_cursors_of_an_interval(lake: Lake, column: str, value: str, start: str,
     assert entry.counts == Counts(0, 61)
 
 
-def test_intervals_that_the_lake_cannot_tell(lake: Lake) -> None:
-    lake.execute("create table events (id int primary key, v numeric, note text)")
-    lake.execute("insert into events select i, i, 'old' from generate_series(1, 10) i")
+def test_intervals_that_cannot_be_told(lake: Lake) -> None:
+    lake.execute("create table events (id int primary key, v numeric, note text, day date)")
+    lake.execute("insert into events select i, i, 'old', '2026-01-02' from generate_series(1, 10) i")
     grows = {"mode": "incremental", "cursor": "v"}
     lake.load(**grows)
     with pytest.raises(UsageError, match="the cursor v is numeric, which has no order in the lake"):
         lake.load(mode="backfill", cursor="v", start="3", end="5")
     with pytest.raises(UsageError, match="the interval is empty"):
         lake.load(mode="backfill", cursor="id", start="5", end="5")
+    with pytest.raises(UsageError, match="2026-01-02 12:00 is no bound of the cursor day, which is a date"):
+        lake.load(mode="backfill", cursor="day", start="2026-01-01", end="2026-01-02 12:00")
 
 
 # snapshot
@@ -306,6 +307,28 @@ def test_versions_are_not_thrown_away(history: History) -> None:
     assert "new: more (integer)" in str(caught.value)
     assert history.snap(select="id, v, n", key=("id",), full_refresh=True) is not None  # compared, and all are equal
     assert len(history.versions()) == 100
+
+
+def test_a_key_of_minus_zero(history: History) -> None:
+    history.execute("create table events (id float8 primary key, v text, at int)")
+    history.execute("insert into events values (0, 'a', 1), (1, 'b', 2)")
+    history.snap()
+    history.execute("update events set id = '-0' where id = 0")
+    assert history.snap() is not None
+    assert [(str(row[0]), row[3] is None) for row in history.versions(0)] == [("0.0", False), ("-0.0", True)]
+    assert history.fresh(mode="snapshot").fresh
+
+
+def test_an_interval_with_a_key_of_minus_zero(lake: Lake) -> None:
+    lake.execute("create table events (id float8 primary key, note text, at int)")
+    lake.execute("insert into events values (0, 'a', 1), (1, 'b', 2)")
+    day = {"mode": "backfill", "cursor": "at", "start": "0", "end": "9"}
+    lake.load(**day)
+    lake.execute("update events set id = '-0' where id = 0")
+    entry = lake.load(**day)
+    assert entry is not None
+    assert entry.counts == Counts(0, 1)
+    assert sorted(map(str, lake.note(0))) == ["-0.0"]
 
 
 # in a project

@@ -295,8 +295,8 @@ def _differs(column: Column) -> Fragment:
 
 def differ(schema: Schema) -> Fragment:
     """Return the comparison of rows of one key in table and changes."""
-    rest = [column for column in schema.columns if column.name not in schema.key]
-    # a key holds no null and no -0 that its twin could differ in, and joins by equality
+    floats = (Kind.FLOAT32, Kind.FLOAT64)  # of which equal keys may differ: 0 and -0
+    rest = [column for column in schema.columns if column.name not in schema.key or column.kind in floats]
     return listed(map(_differs, rest), " or ") if rest else Fragment("false")
 
 

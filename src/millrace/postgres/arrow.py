@@ -77,7 +77,7 @@ def arrow_query(source: Source, extra: sql.Composable | None = None) -> sql.Comp
 
 
 def check_arrow(connection: Connection, source: Source) -> None:
-    """Refuse values that Arrow and Delta cannot hold: see `types.arrow_guard`.
+    """Refuse values that files of Parquet cannot hold: see `types.arrow_guard`.
 
     Raises:
         ContractBroken: naming each column, the number of rows and an example.
@@ -99,10 +99,10 @@ def check_arrow(connection: Connection, source: Source) -> None:
     ]
     if found:
         raise ContractBroken(
-            f"{source.label} has values that a lake table cannot hold",
+            f"{source.label} has values that Parquet files cannot hold",
             where=source.database,
             detail=found,
-            hint="leave such rows out by where:, or select them as text: select: id, ts::text as ts",
+            hint="csv files hold every value: --format csv of an export, stage: csv of a copy",
         )
 
 

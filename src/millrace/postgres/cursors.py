@@ -112,14 +112,29 @@ class Rule:
             bounds.append(sql.SQL('({} collate pg_catalog."C")').format(place) if is_text(column) else place)
         try:
             row = connection.execute(sql.SQL("select {0} < {1}, ({0})::text, ({1})::text").format(*bounds)).fetchone()
+            timed = [bound for bound in (start, end) if bound is not None and self._cut(connection, column, bound)]
         except psycopg.errors.DataError as error:
             raise UsageError(
                 f"no interval of the cursor {sql_name(column.name)}, which is {column.type}",
                 detail=[error.diag.message_primary or str(error)],
             ) from error
+        if timed:
+            raise UsageError(
+                f"{timed[0]} is no bound of the cursor {sql_name(column.name)}, which is a date: it has a time of day",
+                hint="write days, and with --every whole ones: --to 2026-02-01 --every 1d",
+            )
         if row is not None and row[0] is False:
             raise UsageError(f"the interval is empty: it begins at {start} and ends before {end}")
         return (None, None) if row is None else (row[1], row[2])
+
+    @staticmethod
+    def _cut(connection: Connection, column: PgColumn, bound: str) -> bool:
+        """Say whether a date would drop a part of a bound, a time of day, and so mean another interval."""
+        if column.base_name != "date":
+            return False
+        query = sql.SQL("select {0}::pg_catalog.timestamp <> {0}::pg_catalog.date").format(sql.Literal(bound))
+        row = connection.execute(query).fetchone()
+        return row is not None and bool(row[0])
 
     def _bound(self, column: PgColumn, bound: str) -> str:
         found = _BOUND.fullmatch(bound)

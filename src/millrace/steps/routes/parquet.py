@@ -306,8 +306,8 @@ def refuse_unfit(source: Source, snap: PostgresSnapshot) -> None:
             f"{source.label} has values that a lake cannot hold: it takes the years 0001 to 9999 and finite decimals",
             where=source.database,
             detail=detail,
-            hint="set such rows aside: contract: {bad_rows: quarantine}; leave them out by where:;"
-            " or bring the column as text: select: …, ts::text as ts",
+            hint="set such rows aside: contract: {bad_rows: quarantine} (not in mode snapshot); leave them out by"
+            " where:; or bring the column as text: select: …, ts::text as ts",
         )
 
 
