@@ -127,6 +127,12 @@ def test_wrong_calls(ends: tuple[str, str], tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("a file")
     with pytest.raises(GuardRefused, match="not empty: mine"):
         export_files(source, "t", tmp_path, trusted_urls=True)
+    other = tmp_path / "of-spark" / "part-00000.parquet"  # of another program
+    other.parent.mkdir()
+    other.write_text("rows")
+    with pytest.raises(GuardRefused, match=r"not empty: part-00000\.parquet"):
+        export_files(source, "t", other.parent, trusted_urls=True)
+    assert other.read_text() == "rows"
     with pytest.raises(UsageError, match="unknown format 'cvs'") as caught:
         export_files(source, "t", tmp_path / "a", form="cvs", trusted_urls=True)
     assert caught.value.hint == 'did you mean "csv"?'
@@ -234,6 +240,10 @@ def test_several_tables_travel_together(db15: str, db18: str, tmp_path: Path) ->
     assert texts(target, "sales.log") == texts(source, "sales.log")
 
     (folder / "exports.json").unlink()  # half an export of several tables is cleared
+    orders.rename(folder / "orders-20260131")  # a user's own export, whose name looks like one of a set
+    with pytest.raises(GuardRefused, match="not empty: orders-20260131"):
+        export_set(source, "sales.*", folder, trusted_urls=True)
+    (folder / "orders-20260131").rename(orders)
     assert export_set(source, "sales.*", folder, exclude=["sales.tmp_*"], trusted_urls=True).rows == 3106
     (folder / "exports.json").write_text("{}")
     with pytest.raises(ProofFailed, match=r"exports.json is damaged"):

@@ -164,11 +164,23 @@ def _clear(folder: Path) -> None:
 
 
 def _ours(path: Path) -> bool:
-    """Say whether a folder holds nothing but an export, whole or not."""
+    """Say whether a folder holds nothing but a table's export, whole or not, and under a name that a set gives."""
+    from millrace.postgres.exported import NAME as DESCRIPTION
+    from millrace.postgres.exporting import PART, WHOLE
+
     if not path.is_dir() or re.search(r"-[0-9a-f]{8}$", path.name) is None:
         return False
-    names = re.compile(r"part-\d{5,}\.(csv|parquet)|export\.json(\.half)?|files\.jsonl")
-    return all(names.fullmatch(one.name) and one.is_file() for one in path.iterdir())
+    if (path / DESCRIPTION).is_file():  # a name like orders-20260131 may be a user's
+        try:
+            table = TableRef(**json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))["table"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        if path.name != folder_of(table):
+            return False
+    names = [one.name for one in path.iterdir() if one.is_file()]
+    if len(names) < len(list(path.iterdir())) or (names and not {DESCRIPTION, WHOLE}.intersection(names)):
+        return False
+    return all(PART.fullmatch(name) or name in (DESCRIPTION, f"{DESCRIPTION}.half", WHOLE) for name in names)
 
 
 def is_set(folder: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,7 +31,9 @@ from millrace.postgres.session import Database, translated
 from millrace.postgres.source import Source
 
 WHOLE = "files.jsonl"
-"""Beside an export that has not ended: a line for each file that is whole."""
+"""Beside an export that has not ended: a line for each file that is whole; it is there before the first file."""
+PART = re.compile(rf"part-\d{{5,}}\.({'|'.join(FORMATS)})")
+"""Names of files of rows."""
 
 
 @contextlib.contextmanager
@@ -58,12 +61,13 @@ def prepare(folder: Path) -> None:
     if NAME in there:
         raise GuardRefused("the folder holds an export already", where=str(folder), hint="name another folder")
     half = (WHOLE, f"{NAME}.half")
-    others = [name for name in there if not (name.startswith("part-") and name.endswith(FORMATS)) and name not in half]
+    ours = WHOLE in there  # other programs name their files part-00000.parquet, too
+    others = [name for name in there if name not in half and not (ours and PART.fullmatch(name))]
     if others:
         raise GuardRefused(
             f"the folder is not empty: {', '.join(others[:3])}", where=str(folder), hint="name an empty or a new folder"
         )
-    for name in there:
+    for name in sorted(there, key=WHOLE.__eq__):  # what says whose they are goes last
         (folder / name).unlink()
 
 
@@ -192,6 +196,8 @@ def write_files(
         Interrupted: it was asked to stop.
         MillraceError: the disk is full, or refuses otherwise.
     """
+    with written(WHOLE, folder):
+        (folder / WHOLE).touch()
     writer, columns = _Writer(database, snap, source, folder, parts), source.pick(key)
     return tuple(
         writer.write(number, segment, digests[segment.id], predicate(segment, columns))
