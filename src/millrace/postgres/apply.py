@@ -25,7 +25,7 @@ from millrace.postgres.deletes import marked
 from millrace.postgres.digest import digest_of, digest_query, shape
 from millrace.postgres.ledger import Ledger
 from millrace.postgres.parts import any_of
-from millrace.postgres.quarantine import Store, rules_of
+from millrace.postgres.quarantine import Store, brings_bad
 from millrace.postgres.session import Connection
 from millrace.postgres.source import Source, both
 from millrace.postgres.stage import set_sequence, staged_relation
@@ -391,7 +391,7 @@ def set_aside(table: Table) -> int:
         within = any_of([Segment.from_json(segment) for segment in segments], table.key)
         text = staged.detail.get("soft_delete")
         but = None if text is None else marked(Source(table.label, table.columns), text)
-    if not rules_of(staged) and store.empty:
+    if not brings_bad(staged) and store.empty:
         return 0
     rows = None if staged.how == "append" else table.relation.identifier
     return store.settle(staged, table.stage, within=within, but=but, table=rows)

@@ -23,13 +23,14 @@ def row_hash(columns: Sequence[PgColumn]) -> sql.Composable:
     values = [digest_expression(column) for column in columns]
     refused = [refusal for column in columns for refusal in column.refused]
     if not refused:
-        return _hash(values)
+        return row_hash_of(values)
     bad = sql.SQL(" or ").join(refusal.bad for refusal in refused)
     texts = [text_form(refusal.column) for refusal in refused]
-    return sql.SQL("case when {} then {} else {} end").format(bad, _hash([*values, *texts]), _hash(values))
+    return sql.SQL("case when {} then {} else {} end").format(bad, row_hash_of([*values, *texts]), row_hash_of(values))
 
 
-def _hash(values: Sequence[sql.Composable]) -> sql.Composable:
+def row_hash_of(values: Sequence[sql.Composable]) -> sql.Composable:
+    """Return the expression of the hash of a row of values."""
     record = sql.SQL("pg_catalog.hash_record_extended(row({}), {}::pg_catalog.int8)")
     # as bytes: the hash of an int8 folds it to 32 bits first
     inner = sql.SQL("pg_catalog.int8send({})").format(record.format(sql.SQL(", ").join(values), sql.Literal(SEED)))

@@ -37,7 +37,7 @@ from millrace.postgres.ddl import cut, free
 from millrace.postgres.heap import witness
 from millrace.postgres.ledger import Ledger, moved
 from millrace.postgres.ownership import forget, gone, owner, row_of, ttl
-from millrace.postgres.quarantine import Store, rules_of
+from millrace.postgres.quarantine import Store, brings_bad
 from millrace.postgres.session import Connection
 from millrace.postgres.source import Source
 from millrace.postgres.swap import Swap, begin, exclusive
@@ -189,7 +189,7 @@ def _create(connection: Connection, ledger: Ledger, staged: Staged, relation: Re
     ref = TableRef(schema, name)
     columns, key = relation.pick(staged.schema.names), relation.pick(staged.schema.key)
     store = Store(connection, ledger, staged.asset, columns, key)
-    if rules_of(staged) or not store.empty:
+    if brings_bad(staged) or not store.empty:
         store.settle(staged, relation.identifier, within=None)
     ledger.make_schema(connection, schema)
     stage, place = sql.Identifier(ledger.stage_schema, relation.name), sql.Identifier(schema, relation.name)

@@ -26,12 +26,15 @@ from millrace.postgres.digest import digest_of, digest_query, row_hash, shape
 from millrace.postgres.ledger import QUARANTINE, Ledger
 from millrace.postgres.session import Connection
 from millrace.postgres.types import text_form
+from millrace.postgres.unreadable import kept_hash, legible, payload, unreadable_of
 
 NEW = "+"
 """Stands before the id of an entry while it is being made."""
 OWN = "_millrace_"
 """Stands before the names of an entry's own columns beside those of its row."""
 _ENTRY = sql.Identifier(OWN + "entry")
+READABLE = sql.SQL("e.bytes is null")
+"""The predicate of entries whose rows are values of the table's types: see `unreadable` for the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,11 @@ class Bad:
 def rules_of(staged: Staged) -> tuple[Bad, ...]:
     """Return what a stage says of its bad rows."""
     return tuple(Bad(**one) for one in staged.detail.get("sieve", ()))
+
+
+def brings_bad(staged: Staged) -> bool:
+    """Say whether a load may set rows aside."""
+    return bool(staged.detail.get("sieve") or staged.detail.get("unreadable"))
 
 
 def broken(rules: Sequence[Bad], *, but: sql.Composable | None = None) -> sql.Composable:
@@ -116,7 +124,7 @@ class Kept:
             rows=self._rows,
             mine=self._mine,
             same=same,
-            kept=self.typed("row", sql.SQL("true")),
+            kept=self.typed("row", READABLE),
         )
 
     def typed(self, what: str, where: sql.Composable, *more: str) -> sql.Composable:
@@ -185,13 +193,22 @@ class Store(Kept):
     def digests(self) -> tuple[Digest, Digest]:
         """Return the digests of the rows in quarantine, and of the fixed rows that stand in the table instead."""
         return (
-            self._digest(self.typed("row", sql.SQL("true"))),
+            self._digest(self.typed("row", READABLE)),
             self._digest(self.typed("fix", sql.SQL("status = 'replayed'"))),
         )
 
     def _digest(self, query: sql.Composable) -> Digest:
         text = digest_query(sql.SQL("({}) as t").format(query), self.columns)
         return digest_of(self._connection.execute(text).fetchone() or (0, 0), shape(self.columns))
+
+    def unreadable(self) -> set[tuple[str, int]]:
+        """Return id and digest of the entries of rows whose texts cannot be carried."""
+        if self._missing():
+            return set()
+        query = self._ledger.sql(
+            "select entry, digest from {quarantine} where layer = %s and name = %s and bytes is not null"
+        )
+        return {(entry, int(digest)) for entry, digest in self._connection.execute(query, self._place).fetchall()}
 
     def names(self) -> tuple[list[str], list[str]]:
         """Return the names of the columns that entries have, in the digest's order, and those of the key."""
@@ -226,7 +243,7 @@ class Store(Kept):
                     source=source,
                     since=since,
                     run=run,
-                    row=_ordered(row, self.columns),
+                    row=_ordered({**row, **(legible(bytes(data)) if data is not None else {})}, self.columns),
                     bytes=data,
                     fix=None if fix is None else _ordered(fix, self.columns),
                 )
@@ -249,10 +266,13 @@ class Store(Kept):
         """
         bad = broken(rules)
         if not self._missing():
-            bad = sql.SQL("{} and not exists (select from {} e where {} and {} and e.key = {} and {} @> e.row)").format(
+            bad = sql.SQL(
+                "{} and not exists (select from {} e where {} and {} and {} and e.key = {} and {} @> e.row)"
+            ).format(
                 bad,
                 self._rows,
                 self._mine,
+                READABLE,
                 sql.SQL("true") if again else sql.SQL("e.status <> 'open'"),
                 _texts(self.key, "r"),
                 _object(self.columns, "r"),
@@ -263,9 +283,9 @@ class Store(Kept):
 
     def kept_fixes(self, stage: sql.Composable, rules: Sequence[Bad]) -> sql.Composable:
         """Return the query of the fixed rows that a publish puts in the place of bad rows of a stage."""
-        same = sql.SQL("status = 'replayed' and exists (select from {} s where e.key = {} and {} @> e.row)").format(
-            stage, _texts(self.key, "s"), _object(self.columns, "s")
-        )
+        same = sql.SQL(
+            "{} and status = 'replayed' and exists (select from {} s where e.key = {} and {} @> e.row)"
+        ).format(READABLE, stage, _texts(self.key, "s"), _object(self.columns, "s"))
         return sql.SQL("select * from ({}) f where not {}").format(self.typed("fix", same), broken(rules))
 
     # publishing
@@ -304,11 +324,12 @@ class Store(Kept):
         """
         rules = rules_of(staged)
         if self._missing():
-            if not rules:
+            if not brings_bad(staged):
                 return 0
             self._run(sql.SQL(QUARANTINE).format(schema=sql.Identifier(self._ledger.schema)))
         bad = broken(rules, but=but)
         self._move(staged, stage, rules, bad)
+        self._keep(staged)
         self._match(stage, within)
         self._reopen(staged, rules)
         self._check(staged)
@@ -468,12 +489,38 @@ class Store(Kept):
         if deleted != moved:
             raise ProofFailed(f"{moved:,} bad rows of {self._asset} were found, but {deleted:,} were taken out")
 
+    def _keep(self, staged: Staged) -> None:
+        """Make entries of the rows whose texts cannot be carried, their ids marked as new."""
+        from psycopg.types.json import Jsonb
+
+        statement = self._ledger.sql(
+            "insert into {quarantine} (layer, name, entry, status, rule, about, reason, columns, keys, key, digest,"
+            " row, bytes, since, run, load)"
+            " values (%s, %s, %s, 'open', %s, %s, %s, %s, %s, %s, %s, %s, %s, pg_catalog.now(), %s, %s)"
+        )
+        columns, keys = [column.name for column in self.columns], [column.name for column in self.key]
+        for one in unreadable_of(staged.detail):
+            about = next(iter(one.bytes))
+            named = (
+                NEW + one.entry(self._asset),
+                f"encoding({about})",
+                about,
+                one.reason,
+                columns,
+                keys,
+                list(one.key),
+            )
+            kept = (one.digest, Jsonb(dict(one.row)), payload(one), staged.run, staged.load)
+            self._connection.execute(statement, (*self._place, *named, *kept))
+
     def _match(self, stage: sql.Composable, within: sql.Composable | None) -> None:
         """Let new entries take over from older ones of the same row, and delete older ones that are dealt with."""
         new = sql.SQL("pg_catalog.left({}, 1) = {}")
         is_new = new.format(sql.SQL("n.entry"), sql.Literal(NEW))
         older = sql.SQL("{} and not {}").format(self._mine, new.format(sql.SQL("e.entry"), sql.Literal(NEW)))
-        same_row = sql.SQL("e.key = n.key and n.row @> e.row")  # with columns that were added since it is the same row
+        same_row = sql.SQL(
+            "e.key = n.key and n.row @> e.row and n.bytes is not distinct from e.bytes"
+        )  # with columns that were added since it is the same row
         self._run(
             sql.SQL(
                 "update {rows} n set status = e.status, since = e.since, run = e.run, settled = e.settled,"
@@ -482,12 +529,13 @@ class Store(Kept):
             ).format(rows=self._rows, older=older, is_new=is_new, same_row=same_row)
         )
         dealt = [
+            sql.SQL("e.bytes is not null"),  # a load that can set such rows aside brings all of them each time
             sql.SQL(
                 "exists (select from {} n where n.layer = e.layer and n.name = e.name and {} and n.key = e.key)"
             ).format(self._rows, is_new),
             sql.SQL("e.key in (select {} from {})").format(_texts(self.key), stage),
             sql.SQL("e.entry in (select {} from ({}) k where {})").format(
-                _ENTRY, self.typed("row", sql.SQL("true"), "entry"), within if within is not None else sql.SQL("true")
+                _ENTRY, self.typed("row", READABLE, "entry"), within if within is not None else sql.SQL("true")
             ),
         ]
         self._run(sql.SQL("delete from {} e where {} and ({})").format(self._rows, older, sql.SQL(" or ").join(dealt)))
@@ -511,9 +559,21 @@ class Store(Kept):
 
     def _check(self, staged: Staged) -> None:
         """Read the rows that a load moved back from their texts, and compare their hashes. Raises ProofFailed."""
-        rows = self.typed("row", self._of(staged), "digest")
-        query = sql.SQL("select pg_catalog.count(*) from ({}) r where {} <> {}").format(
-            rows, row_hash(self.columns), sql.Identifier(OWN + "digest")
+        mine = self._of(staged)
+        rows = self.typed("row", sql.SQL("{} and {}").format(mine, READABLE), "digest")
+        values = {column.name: _value(column, "row") for column in self.columns}
+        query = sql.SQL(
+            "select (select pg_catalog.count(*) from ({}) r where {} <> {})"
+            " + (select pg_catalog.count(*) from {} e where {} and {} and not {} and {} <> e.digest)"
+        ).format(
+            rows,
+            row_hash(self.columns),
+            sql.Identifier(OWN + "digest"),
+            self._rows,
+            self._mine,
+            mine,
+            READABLE,
+            kept_hash(self.columns, values, sql.SQL("e.bytes")),
         )
         found = self._connection.execute(query).fetchone()
         if found is not None and found[0]:

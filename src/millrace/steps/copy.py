@@ -57,7 +57,9 @@ class CopyStep:
         if isinstance(target, PostgresTarget):
             sifted = step.spec.get("checks") and (step.spec.get("contract") or {}).get("bad_rows") == "quarantine"
             ways = not ctx.run and not sifted
-            return postgres_postgres.fresh(spec, reader, target, entry, now=ctx.logical_time, ways=ways)
+            return postgres_postgres.fresh(
+                spec, reader, target, entry, now=ctx.logical_time, ways=ways, contract=step.spec.get("contract")
+            )
         from millrace.lake.target import LakeTarget
         from millrace.steps.routes import postgres_lake
 

@@ -125,7 +125,7 @@ def check_stage(target: PostgresTarget, staged: Staged, step: Step, ctx: Context
                 contract=contract if contract.get("bad_rows") == "block" else None,
                 rows=staged.rows,
             )
-        if told := set_aside({"rows": bad}):
+        if told := set_aside({"rows": bad + len(staged.detail.get("unreadable", ()))}):
             ctx.report.note(told)
         return results
 
@@ -147,6 +147,8 @@ def _limit(
     ):
         rows, count = seen.bad(rules, again=not _whole(staged))
         _, waiting = seen.bad(rules, again=False)
+    also = len(staged.detail.get("unreadable", ()))  # each is bad by itself
+    count, rows = count + also, rows + also
     if count <= most_bad(float(contract["max_bad"]), rows):
         return waiting
     assert seen.brought is not None  # noqa: S101 - seen by the caller

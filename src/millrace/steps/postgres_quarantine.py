@@ -26,6 +26,7 @@ from millrace.postgres.session import Connection, translated
 from millrace.postgres.source import Source
 from millrace.postgres.stage import schema_of
 from millrace.postgres.target import PostgresTarget
+from millrace.postgres.unreadable import legible
 from millrace.steps.entries import check_set, chosen, nothing_holds, nothing_there
 from millrace.steps.postgres_checks import sieve_of
 
@@ -159,6 +160,9 @@ def _replayed(held: _Held, wanted: Sequence[Entry], asset: AssetId, step: Step, 
     with held.connection.transaction(force_rollback=True):
         trial = store.trial(held.relation)
         for one in wanted:
+            if why := _unset(one, news, key):
+                told.append(f"{one.id}: {why}")
+                continue
             try:
                 found, why = store.tried(trial, {**one.row, **news}, rules)
             except psycopg.errors.DataError as error:
@@ -174,3 +178,14 @@ def _replayed(held: _Held, wanted: Sequence[Entry], asset: AssetId, step: Step, 
     for line in told:
         ctx.report.note(f"stays open: {line}")
     return fixes
+
+
+def _unset(one: Entry, news: Row, key: Sequence[str]) -> str:
+    """Return why an entry cannot be replayed: which of its bytes no text can hold; nothing where all are replaced."""
+    bad = [] if one.bytes is None else [name for name in legible(one.bytes) if name not in news]
+    if not bad:
+        return ""
+    if any(name in key for name in bad):
+        return "its key holds bytes that the table cannot: mend it at the source, or drop it"
+    told = " ".join(f"--set {name}=…" for name in bad)
+    return f"{', '.join(bad)} cannot be held by the table as it is: {told}, or mend it at the source"

@@ -17,7 +17,7 @@ from millrace.core.position import Cursor, Position, Whole
 from millrace.core.schema import Schema
 from millrace.core.segment import Segment, SegmentId
 from millrace.core.staged import LedgerEntry
-from millrace.errors import MillraceError, UsageError
+from millrace.errors import ContractBroken, MillraceError, UsageError
 from millrace.postgres.apply import fits_of
 from millrace.postgres.catalog import PgColumn, Relation
 from millrace.postgres.cursors import Rule
@@ -35,10 +35,13 @@ from millrace.postgres.session import Connection, translated
 from millrace.postgres.source import Source
 from millrace.postgres.stage import schema_of
 from millrace.postgres.target import PostgresTarget
+from millrace.postgres.unreadable import Unreadable, look_for_unreadable
 from millrace.steps.routes.fitting import kept_types
 from millrace.steps.spec import CopySpec
 
 How = Literal["create", "sync", "merge", "append", "truncate", "snapshot", "interval"]
+MOST_UNREADABLE = 1_000
+"""Rows whose texts cannot be carried: more of them are an encoding gone wrong, and no bad rows."""
 EQUAL = ("sync", "truncate", "snapshot")  # after which the target's rows, or current versions, are the source's
 
 
@@ -54,6 +57,8 @@ class Look:
         discarded: columns of the source that the contract leaves out.
         held: whether rows of the table are in quarantine.
         sieve: which rows of the stage are bad, and are to be set aside.
+        unreadable: rows of the source whose texts cannot be carried; they are in none of its other sources.
+        settled: whether these are the ones that lie in quarantine.
     """
 
     spec: CopySpec
@@ -75,6 +80,8 @@ class Look:
     discarded: tuple[str, ...] = ()
     held: bool = False
     sieve: tuple[Bad, ...] = ()
+    unreadable: tuple[Unreadable, ...] = ()
+    settled: bool = True
 
     @property
     def schema(self) -> Schema:
@@ -166,6 +173,11 @@ class Look:
         row = self.snap.connection.execute("select pg_catalog.now()::text").fetchone()
         return str(row[0]) if row else ""
 
+    def count(self) -> int:
+        """Count the rows to bring."""
+        found = self.snap.connection.execute(self.source.select([sql.SQL("pg_catalog.count(*)")])).fetchone()
+        return int(found[0]) if found else 0
+
     def changes(self) -> Source:
         """Return the rows since the position, each version; without a position all rows."""
         return self.base if self.since is None else self.reader.changes(self.base, self.since, self.snap)
@@ -212,7 +224,12 @@ class Look:
 
 @contextmanager
 def look_at(
-    spec: CopySpec, reader: PostgresReader, target: PostgresTarget, entry: LedgerEntry | None
+    spec: CopySpec,
+    reader: PostgresReader,
+    target: PostgresTarget,
+    entry: LedgerEntry | None,
+    *,
+    unreadable: bool = False,
 ) -> Iterator[Look]:
     """Look at both sides, in a snapshot of the source that stays open in the block; at the target first.
 
@@ -220,8 +237,10 @@ def look_at(
 
     Args:
         entry: what the target's ledger said a moment ago: a publish since then is seen by the next one.
+        unreadable: look for rows whose texts cannot be carried, and leave them out; as is done while some are kept.
     """
     relation, filled, held, there = _target_of(spec, target, entry)
+    kept = _unreadable_kept(spec, target) if held else set()
     with reader.snapshot(shared=spec.snapshot) as snap:
         source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
         source, key, discarded = _under_contract(spec, source, relation, target, snap)
@@ -264,7 +283,60 @@ def look_at(
         names = tuple(column.name for column in key)
         _refuse_aside(spec, target, how, held=held)
         found = (spec, reader, target, snap, base, source, names, entry, relation, how, since, versions, everywhere)
-        yield Look(*found, alter, discarded, held)
+        look = Look(*found, alter, discarded, held)
+        yield _readable(look, kept) if unreadable or kept else look
+
+
+def sets_unreadable_aside(spec: CopySpec) -> bool:
+    """Say whether rows whose texts cannot be carried can be set aside in a copy."""
+    return spec.mode in ("full", "truncate") and not spec.stage and spec.select is None
+
+
+def encoding_of(target: PostgresTarget) -> str:
+    """Return the encoding of a target's database."""
+    with target.connect("encoding") as there:
+        return there.info.parameter_status("server_encoding") or "UTF8"
+
+
+def _unreadable_kept(spec: CopySpec, target: PostgresTarget) -> set[tuple[str, int]]:
+    """Return id and digest of the entries of rows whose texts cannot be carried.
+
+    Raises:
+        UsageError: there are some, and the copy knows nothing of such rows.
+    """
+    with target.connect("look") as look, translated(target.database.label, "look at the quarantine", connection=look):
+        kept = Store(look, target.book, spec.asset).unreadable()
+    if kept and not sets_unreadable_aside(spec):
+        raise UsageError(
+            f"{spec.asset} has rows in quarantine whose texts cannot be carried, which only a table's copy in mode full"
+            " or truncate knows",
+            where=f"{spec.asset} in {target.database.label}",
+            hint="use mode full, or mend the rows at the source and run in mode full once",
+        )
+    return kept
+
+
+def _readable(look: Look, kept: set[tuple[str, int]]) -> Look:
+    """Return the look without the rows whose texts cannot be carried. Raises ContractBroken for too many."""
+    if not look.source.paged or not sets_unreadable_aside(look.spec):
+        return look
+    count, rows = look_for_unreadable(
+        look.snap.connection, look.source, look.key, encoding_of(look.target), MOST_UNREADABLE
+    )
+    if count > len(rows):
+        raise ContractBroken(
+            f"{count:,} rows of {look.source.label} have texts that cannot be carried, more than {MOST_UNREADABLE:,}"
+            " are not set aside",
+            where=look.source.database,
+            hint="mend them at the source, or leave them out by where:",
+        )
+    settled = {(one.entry(look.spec.asset), one.digest) for one in rows} == kept
+    if not rows:
+        return replace(look, settled=settled)
+    places = sql.SQL(", ").join(sql.Literal(one.ctid) for one in rows)
+    without_them = sql.SQL("ctid <> all (array[{}]::pg_catalog.tid[])").format(places)
+    base, source, everywhere = (one.narrowed(without_them) for one in (look.base, look.source, look.everywhere))
+    return replace(look, base=base, source=source, everywhere=everywhere, unreadable=tuple(rows), settled=settled)
 
 
 def _under_contract(

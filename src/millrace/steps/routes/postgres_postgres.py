@@ -14,6 +14,7 @@ What was staged by an attempt that died is kept where its digest still is the so
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +28,7 @@ from millrace.core.position import Cursor, Position, Whole
 from millrace.core.scrub import Scrub
 from millrace.core.segment import Segment
 from millrace.core.staged import Counts, LedgerEntry, Staged
-from millrace.errors import ContractBroken, ProofFailed, UsageError
+from millrace.errors import ContractBroken, MillraceError, ProofFailed, UsageError
 from millrace.postgres.apply import fits_of, refuse_deletes, refuse_first_contact, refuse_referred
 from millrace.postgres.belongings import read_belongings
 from millrace.postgres.heap import UNTOUCHED, touched
@@ -41,10 +42,18 @@ from millrace.postgres.source import author_select
 from millrace.postgres.stage import PostgresStage
 from millrace.postgres.target import PostgresTarget
 from millrace.postgres.types import wire
+from millrace.steps.checking import set_aside
 from millrace.steps.routes.fitting import lost
 from millrace.steps.routes.postgres_backfill import bring_moved
 from millrace.steps.routes.postgres_compare import compare, compare_interval, count_rows
-from millrace.steps.routes.postgres_look import Look, both_digests, look_at, whole_digest_there
+from millrace.steps.routes.postgres_look import (
+    Look,
+    both_digests,
+    encoding_of,
+    look_at,
+    sets_unreadable_aside,
+    whole_digest_there,
+)
 from millrace.steps.routes.postgres_scrub import rows_of, scrub
 from millrace.steps.routes.postgres_swap import (
     ALL,
@@ -56,7 +65,7 @@ from millrace.steps.routes.postgres_swap import (
     words,
 )
 from millrace.steps.routes.postgres_types import add_words, other_types
-from millrace.steps.routes.postgres_unreadable import naming
+from millrace.steps.routes.postgres_unreadable import cannot_be_carried, check_unreadable, naming
 from millrace.steps.routes.postgres_written import PLAN, written
 from millrace.steps.routes.relay import Relay
 from millrace.steps.scrubbing import moment, said_due, state_of
@@ -93,6 +102,7 @@ def fresh(
     *,
     now: str,
     ways: bool = True,
+    contract: Mapping[str, Any] | None = None,
 ) -> Freshness:
     """Say whether the target already is what a run would make of it.
 
@@ -101,11 +111,28 @@ def fresh(
         entry: what the target's ledger says.
         now: the logical time, ISO 8601 UTC: what of the scrub is due.
         ways: say also by which of two ways it would be published, which takes a sample of the rows.
+        contract: of the copy: whether rows that cannot be carried are set aside.
 
     Raises:
         KeyInvalid, NotFound, ContractBroken, PermissionMissing: what would also stop the run.
     """
-    with naming(spec, reader, target), look_at(spec, reader, target, entry) as look:
+    with naming(spec, reader, target):
+        try:
+            return _fresh(spec, reader, target, entry, now=now, ways=ways)
+        except MillraceError as error:
+            if not cannot_be_carried(error) or not _sets_aside(spec, contract):
+                raise
+    return Freshness(False, "rows whose texts cannot be carried", None, PUBLISHES["sync"], PROVES["sync"])
+
+
+def _sets_aside(spec: CopySpec, contract: Mapping[str, Any] | None) -> bool:
+    return (contract or {}).get("bad_rows") == "quarantine" and sets_unreadable_aside(spec)
+
+
+def _fresh(
+    spec: CopySpec, reader: PostgresReader, target: PostgresTarget, entry: LedgerEntry | None, *, now: str, ways: bool
+) -> Freshness:
+    with look_at(spec, reader, target, entry) as look:
         rows = look.base.relation.rows if look.base.relation is not None else None
 
         def answer(is_fresh: bool, reason: str, moves: int | None = rows, more: str = "") -> Freshness:
@@ -116,6 +143,8 @@ def fresh(
 
         if look.entry is None or (reason := _why_all(look)):
             return answer(False, "never published" if look.entry is None else reason)
+        if not look.settled:
+            return answer(False, "rows whose texts cannot be carried came or went")
         if look.since is not None:
             found, moves = reader.moved(look.base, look.since, look.snap)
             due, said = said_due(spec, look.since, look.base, look.key, look.snap, rows_of(look), now)
@@ -190,7 +219,29 @@ def stage(
         Interrupted: what was staged can be resumed.
         MillraceError: everything else that stops a copy; nothing is left then.
     """
-    with naming(spec, reader, target), look_at(spec, reader, target, entry) as look:
+    with naming(spec, reader, target):
+        try:
+            return _staged(spec, reader, target, entry, step, ctx)
+        except MillraceError as error:
+            if not cannot_be_carried(error) or not _sets_aside(spec, step.spec.get("contract")):
+                raise
+        return _staged(spec, reader, target, entry, step, ctx, unreadable=True)
+
+
+def _staged(
+    spec: CopySpec,
+    reader: PostgresReader,
+    target: PostgresTarget,
+    entry: LedgerEntry | None,
+    step: Step,
+    ctx: Context,
+    *,
+    unreadable: bool = False,
+) -> tuple[Staged, ...]:
+    with look_at(spec, reader, target, entry, unreadable=unreadable) as look:
+        check_unreadable(look, step.spec.get("contract") or {}, entry)
+        if look.unreadable and not step.spec.get("checks"):
+            ctx.report.note(set_aside({"rows": len(look.unreadable)}) or "")
         look = _sifted(look, step, ctx)
         if look.relation is not None:
             check_target(look)
@@ -242,6 +293,8 @@ def _sifted(look: Look, step: Step, ctx: Context) -> Look:
             where=str(step.spec["contract"]["place"]),
             hint="use mode full or incremental, or bad_rows: block",
         )
+    if found and encoding_of(look.target) not in ("UTF8", "SQL_ASCII"):  # which may lack the only sign of our own
+        found = tuple(replace(one, reason=one.reason.replace("…", "...")) for one in found)
     return replace(look, sieve=found)
 
 
@@ -322,7 +375,7 @@ def _all(look: Look, opened: PostgresStage, ctx: Context) -> Staged:
 
 def _counted(look: Look) -> bool:
     """Say whether rows are counted and not compared: only where all are loaded anew, and none is set aside."""
-    aside = bool(look.sieve) or look.held
+    aside = bool(look.sieve) or look.held or bool(look.unreadable)
     return look.spec.proof == "count" and look.how in ("create", "truncate") and not aside
 
 
@@ -369,6 +422,8 @@ def _differing(look: Look, opened: PostgresStage, request: StageRequest, ctx: Co
     check_count(look, whole.rows)
     again = look.spec.full_refresh and bool(look.sieve or look.held)  # the rules may be others
     different = [segment for segment in segments if again or ours[segment.id] != theirs[segment.id]]
+    if not different and not look.settled:
+        different = segments[:1]  # entries come and go with a stage
     if not different and look.how == "interval":
         ctx.report.note("the interval is equal")
         return None
@@ -401,6 +456,8 @@ def detail_of(look: Look) -> dict[str, Any]:
     more: dict[str, Any] = {"at": look.at} if look.how == "snapshot" else {}
     if look.sieve:
         more["sieve"] = [one.to_json() for one in look.sieve]
+    if look.unreadable:
+        more["unreadable"] = [one.to_json() for one in look.unreadable]
     if look.alter:
         more["alter"] = list(look.alter)
     if look.spec.mode == "backfill":
@@ -470,6 +527,7 @@ def check_count(look: Look, rows: int) -> None:
         counted = int(found[0]) if found is not None and len(found) == 1 else -1
     except (TypeError, ValueError):
         counted = -1
+    rows += len(look.unreadable)
     if counted != rows:
         raise ProofFailed(
             f"the count query says {'no number' if counted < 0 else f'{counted:,} rows'}, {rows:,} were read",

@@ -36,7 +36,7 @@ def why_not(look: Look) -> str | None:
     there, names = look.there, {column.name for column in look.source.columns}
     if there.pages < SMALLEST:
         return None
-    if look.sieve or look.held:
+    if look.sieve or look.held or look.unreadable:
         return "rows of it are set aside"
     if names != set(there.names):
         return "it has columns that the source lacks"

@@ -1,55 +1,32 @@
-"""Texts that cannot be carried: bytes that are not valid in the source's encoding, characters that the target lacks.
-
-The server's error says which bytes, not where they stand. So when a copy fails for them, the source's rows are read
-once more, text by text, and the error names the rows.
-"""
+"""Texts that cannot be carried stop a copy: the error names the rows, or they are set aside."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
-from psycopg import sql
 
+from millrace.core.staged import LedgerEntry
 from millrace.errors import ContractBroken, MillraceError
-from millrace.postgres.catalog import PgColumn
 from millrace.postgres.names import sql_name
 from millrace.postgres.reader import PostgresReader
-from millrace.postgres.session import Connection, translated
-from millrace.postgres.source import Source
 from millrace.postgres.target import PostgresTarget
-from millrace.postgres.types import hashed, text_form
+from millrace.postgres.unreadable import Unreadable, look_for_unreadable
+from millrace.steps.contracts import most_bad
+from millrace.steps.routes.postgres_look import Look, encoding_of, sets_unreadable_aside
+from millrace.steps.sieve import too_many
 from millrace.steps.spec import CopySpec
 
 CODES = frozenset({"22021", "22P05"})  # character not in repertoire, untranslatable character
 EXAMPLES = 3
-_FOUND = "millrace.found"
 
-_LOOK = sql.SQL("""
-declare
-    r record; found text := ''; rows int := 0; bad text;
-begin
-    for r in {rows} loop
-        begin
-            {all}
-        exception when character_not_in_repertoire or untranslatable_character then
-            bad := null;
-            {each}
-            rows := rows + 1;
-            if rows <= {examples} then
-                found := found || {key} || ': ' || bad || E'\\n';
-            end if;
-        end;
-    end loop;
-    perform pg_catalog.set_config({name}, rows || E'\\n' || found, true);
-end""")
-_ONE = sql.SQL("""
-            begin
-                {check}
-            exception when character_not_in_repertoire or untranslatable_character then
-                bad := pg_catalog.concat_ws(', ', bad, {column});
-            end;""")
+
+def cannot_be_carried(error: BaseException) -> bool:
+    """Say whether a text that cannot be carried is what an error is about."""
+    cause = error.__cause__
+    return isinstance(cause, psycopg.Error) and cause.sqlstate in CODES
 
 
 @contextmanager
@@ -63,68 +40,72 @@ def naming(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> It
         yield
     except MillraceError as error:
         cause = error.__cause__
-        if not isinstance(cause, psycopg.Error) or cause.sqlstate not in CODES:
+        if not isinstance(cause, psycopg.Error) or not cannot_be_carried(error):
             raise
-        rows, examples = _unreadable(spec, reader, target)
+        with reader.snapshot() as snap:
+            source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
+            key = spec.key or source.key
+            rows, found = look_for_unreadable(snap.connection, source, key, encoding_of(target), EXAMPLES)
         if not rows:
             raise
-        noun = "row has a text" if rows == 1 else "rows have texts"
-        raise ContractBroken(
-            f"{rows:,} {noun} that cannot be carried: {str(cause.diag.message_primary or '').partition(':')[0]}",
-            where=f"{spec.table} in {reader.database.label}",
-            detail=[*examples, *([f"and {rows - len(examples):,} more"] if rows > len(examples) else [])],
-            hint="mend them at the source, or leave them out by where:; such rows cannot be set aside yet",
+        raise _refused(
+            spec, reader, key, rows, found, str(cause.diag.message_primary or "").partition(":")[0]
         ) from error
 
 
-def _unreadable(spec: CopySpec, reader: PostgresReader, target: PostgresTarget) -> tuple[int, list[str]]:
-    """Return how many rows have such texts, and a few of them: their key, and the columns."""
-    with target.connect("encoding") as there:
-        row = there.execute("select pg_catalog.current_setting('server_encoding')").fetchone()
-    encodings = dict.fromkeys(("UTF8", str(row[0]) if row else "UTF8"))
-    with reader.snapshot() as snap:
-        source = reader.source(spec.table, where=spec.where, select=spec.select, connection=snap.connection)
-        texts = [column for column in source.columns if hashed(column) == "text"]
-        if not texts:
-            return 0, []
-        key = source.pick(spec.key or source.key)
-        with translated(source.database, f"look for texts of {source.label}", connection=snap.connection):
-            return _looked(snap.connection, source, texts, key, [name for name in encodings if name != "SQL_ASCII"])
-
-
-def _looked(
-    connection: Connection, source: Source, texts: Sequence[PgColumn], key: Sequence[PgColumn], encodings: Sequence[str]
-) -> tuple[int, list[str]]:
-    checks = {
-        column.name: sql.SQL(" ").join(
-            sql.SQL("perform pg_catalog.convert_to({}, {});").format(
-                text_form(column, sql.Identifier("r", column.name)), sql.Literal(encoding)
-            )
-            for encoding in encodings
+def _refused(
+    spec: CopySpec,
+    reader: PostgresReader,
+    key: tuple[str, ...],
+    rows: int,
+    found: list[Unreadable],
+    why: str,
+) -> ContractBroken:
+    noun = "row has a text" if rows == 1 else "rows have texts"
+    hint = "mend them at the source, leave them out by where:, or set them aside: contract: {bad_rows: quarantine}"
+    if not sets_unreadable_aside(spec):
+        hint = (
+            "mend them at the source, or leave them out by where:; such rows can be set aside only from a table, in "
+            "mode full or truncate, straight from server to server"
         )
-        for column in texts
-    }
-    named: list[sql.Composable] = [
-        sql.SQL("{} || {}").format(
-            sql.Literal(f"{sql_name(column.name)} "),
-            # a key's own bytes may be those that nobody can read
-            sql.SQL("coalesce(pg_catalog.encode(pg_catalog.textsend({}), 'escape'), 'null')").format(
-                text_form(column, sql.Identifier("r", column.name))
-            ),
-        )
-        for column in key
-    ]
-    body = _LOOK.format(
-        rows=source.select(),
-        all=sql.SQL(" ").join(checks.values()),
-        each=sql.SQL("").join(
-            _ONE.format(check=check, column=sql.Literal(sql_name(name))) for name, check in checks.items()
-        ),
-        examples=sql.Literal(EXAMPLES),
-        key=sql.SQL("pg_catalog.concat_ws(', ', {})").format(sql.SQL(", ").join(named or [sql.SQL("'row ' || rows")])),
-        name=sql.Literal(_FOUND),
+    return ContractBroken(
+        f"{rows:,} {noun} that cannot be carried{f': {why}' if why else ''}",
+        where=f"{spec.table} in {reader.database.label}",
+        detail=[*told(key, found), *([f"and {rows - len(found):,} more"] if rows > len(found) else [])],
+        hint=hint,
     )
-    connection.execute(sql.SQL("do {}").format(sql.Literal(body.as_string(connection))))
-    row = connection.execute("select pg_catalog.current_setting(%s)", (_FOUND,)).fetchone()
-    first, *examples = str(row[0] if row else "0").splitlines()
-    return int(first), examples
+
+
+def told(key: tuple[str, ...], found: list[Unreadable]) -> list[str]:
+    """Return a line for each row: its key, and the columns."""
+    lines = []
+    for number, one in enumerate(found, 1):
+        named = ", ".join(f"{sql_name(name)} {value}" for name, value in zip(key, one.key, strict=True))
+        lines.append(f"{named or f'row {number}'}: {one.told}")
+    return lines
+
+
+def check_unreadable(look: Look, contract: Mapping[str, Any], entry: LedgerEntry | None) -> None:
+    """Refuse rows that cannot be carried where the contract lets none, or fewer, be set aside.
+
+    Raises:
+        ContractBroken: names some of them.
+    """
+    count = len(look.unreadable)
+    if not count:
+        return
+    lines = told(look.key, list(look.unreadable[:EXAMPLES]))
+    if contract.get("bad_rows") != "quarantine":
+        raise _refused(look.spec, look.reader, look.key, count, list(look.unreadable[:EXAMPLES]), "")
+    if not look.key:
+        raise ContractBroken(
+            f"rows of {look.spec.asset} cannot be set aside: without a key nothing tells them apart",
+            where=str(contract["place"]),
+            detail=lines,
+            hint="name one: key: id; or bad_rows: block",
+        )
+    rows = count + look.count()
+    if count > most_bad(float(contract["max_bad"]), rows):
+        last = entry.time if entry else None
+        place, limit = str(contract["place"]), float(contract["max_bad"])
+        raise too_many(look.spec.asset, (), count, rows, limit, last, place, [f"  {line}" for line in lines])

@@ -53,7 +53,7 @@ class Written:
 def written(look: Look, opened: PostgresStage, ctx: Context) -> Written | None:
     """Stage the rows that were written since the last publish; None: nothing is staged, segments are to be compared."""
     position = None if look.entry is None else look.entry.position
-    if look.how != "sync" or look.spec.full_refresh or opened.plan is not None:
+    if look.how != "sync" or look.spec.full_refresh or opened.plan is not None or look.unreadable or not look.settled:
         return None
     if not isinstance(position, Whole) or position.digest is None:
         return None
