@@ -97,6 +97,16 @@ def test_bounds_are_allowed_and_nulls_pass(engine: Engine) -> None:
     assert weight.sample == ("weight nan (order_id 2)",)
 
 
+def test_numbers_that_lie_as_text_are_compared_as_numbers(engine: Engine) -> None:
+    """As texts 40 would lie between 1 and 5; what is no number breaks the range, a null does not, texts stay texts."""
+    engine.connection.execute(
+        "create table v as select * from (values ('1.50'), ('40'), ('-3'), ('x'), ('NaN'), (null)) t(v)"
+    )
+    results = engine.check({"between": {"v": [1, 5]}}, "v") + engine.check({"between": {"v": [None, 40.0]}}, "v")
+    assert [result.failing for result in results] == [4, 2]
+    assert engine.check({"between": {"v": ["-", "5"]}}, "v")[0].failing == 2
+
+
 def test_sets(engine: Engine) -> None:
     """Values outside a set are counted in text, enums and numbers."""
     results = engine.check({"in_set": {"status": ["paid"], "size": ["s", "xl"], "customer_id": [1, 2]}})

@@ -79,7 +79,7 @@ def test_expressions_find_the_same_rows_in_both_engines(db15: str) -> None:
         for row in range(300)
     ]
     table = sql.Table(ASSET, ("v",), {name: kinds[1] for name, kinds in COLUMNS.items()}, dt.datetime.now(dt.UTC))
-    ranges = parse_checks({"between": {"r": [0, 0.1]}, "in_set": {"r": [0.1]}}, ASSET)
+    ranges = parse_checks({"between": {"r": [0, 0.1], "t": [1, 11.5]}, "in_set": {"r": [0.1]}}, ASSET)
     with psycopg.connect(db15, autocommit=True) as postgres, duckdb.connect() as duck:
         postgres.execute(f"create table v ({', '.join(f'{name} {one[0]}' for name, one in COLUMNS.items())})")
         duck.execute(f"create table v ({', '.join(f'{name} {one[1]}' for name, one in COLUMNS.items())})")

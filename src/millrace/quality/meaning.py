@@ -23,6 +23,7 @@ _OUTSIDE = {
     r"\s": r"[ \t\n\f\r]",
     r"\S": r"[^ \t\n\f\r]",
 }
+_NUMBER = r"^\s*[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]{1,3})?\s*$"
 _INSIDE = {r"\d": "0-9", r"\w": "a-zA-Z0-9_", r"\s": r" \t\n\f\r"}
 _PARTS = {"epoch", "julian"}
 """Parts of a time that have a fraction in DuckDB too."""
@@ -61,7 +62,7 @@ def _refused(node: exp.Expr, types: Mapping[str, str]) -> str | None:
             return "SIMILAR TO takes a regular expression in DuckDB and a pattern in PostgreSQL: use regexp_matches"
         case exp.Tuple():
             return "a comparison of rows with nulls differs: compare each column"
-        case exp.TryCast():
+        case exp.TryCast() if not _number_of_text(node):
             return "PostgreSQL has no TRY_CAST: a value that does not convert is an error there"
         case exp.Format():
             return "format() has other placeholders in PostgreSQL: use ||"
@@ -90,6 +91,11 @@ def _mended(node: exp.Expr, types: Mapping[str, str]) -> exp.Expr:
         case exp.Round() if node.args.get("decimals") is None:
             # PostgreSQL rounds halves of floats to even. Their shortest text is exact where a cast keeps 15 digits.
             return exp.Round(this=exp.cast(exp.cast(node.this.copy(), "TEXT"), "DECIMAL"))
+        case exp.TryCast():
+            return exp.Case().when(
+                exp.RegexpLike(this=node.this.copy(), expression=exp.Literal.string(_NUMBER)),
+                exp.cast(node.this.copy(), "DECIMAL"),
+            )
         case exp.Extract() if node.name.lower() not in _PARTS:
             return exp.Anonymous(this="trunc", expressions=[node.copy()])  # seconds have fractions there
         case exp.Anonymous() if node.name.lower() in ("date_part", "datepart"):
@@ -103,6 +109,12 @@ def _mended(node: exp.Expr, types: Mapping[str, str]) -> exp.Expr:
             # A decimal beside a REAL becomes one in DuckDB; in PostgreSQL both become double precision.
             return exp.cast(node.copy(), "FLOAT")
     return node
+
+
+def _number_of_text(node: exp.TryCast) -> bool:
+    """Say whether a column, or its text, is tried as a number: the one TRY_CAST that PostgreSQL can be told."""
+    inner = node.this.this if isinstance(node.this, exp.Cast) and node.this.is_type("text", "varchar") else node.this
+    return isinstance(inner, exp.Column) and bool(node.is_type("double"))
 
 
 def _of(node: exp.Expr, types: Mapping[str, str], wanted: set[str], *more: str) -> bool:

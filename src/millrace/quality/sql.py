@@ -127,12 +127,31 @@ def _outside(rule: Between, table: Table) -> exp.Expr:
     """Return the condition of a value below, above, or not a number."""
     name = table.column(rule.column, rule.name)
     parts: list[exp.Expr] = []
+    if _is_text(table.types[name]) and not isinstance(rule.high if rule.low is None else rule.low, str | dt.date):
+        return _outside_as_number(rule, _comparable(name, table))
     if rule.low is not None:
         parts.append(exp.LT(this=_comparable(name, table), expression=_literal(rule.low, table.types[name])))
     if rule.high is not None:
         parts.append(exp.GT(this=_comparable(name, table), expression=_literal(rule.high, table.types[name])))
     if table.types[name] in _FLOATS:
         parts.append(exp.func("isnan", column(name), dialect=DIALECT))  # above every number, so a low bound misses it
+    return exp.or_(*parts)
+
+
+def _outside_as_number(rule: Between, text: exp.Expr) -> exp.Expr:
+    """Return the condition of a text that is no number between the bounds: as texts 40 would lie between 1 and 5.
+
+    Numbers without a declared precision come into the lake as text.
+    """
+    number = exp.TryCast(this=text, to=exp.DataType.build("DOUBLE", dialect=DIALECT))
+    parts: list[exp.Expr] = [
+        exp.and_(exp.Is(this=number, expression=exp.Null()), exp.not_(exp.Is(this=text.copy(), expression=exp.Null()))),
+        exp.func("isnan", number.copy(), dialect=DIALECT),
+    ]
+    if rule.low is not None:
+        parts.append(exp.LT(this=number.copy(), expression=exp.convert(rule.low)))
+    if rule.high is not None:
+        parts.append(exp.GT(this=number.copy(), expression=exp.convert(rule.high)))
     return exp.or_(*parts)
 
 
