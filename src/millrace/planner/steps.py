@@ -24,8 +24,8 @@ from typing import Any, Protocol
 from millrace.core.names import AssetId, fingerprint
 from millrace.core.plan import Step
 from millrace.errors import Place, ProjectError, did_you_mean
+from millrace.planner.copies import asset_json, check_contract, copy_spec, said, what_counts
 from millrace.project import AssetChecks, CopyTable, Dashboard, ModelFile, Project
-from millrace.project.copies import Contract, TableOptions
 from millrace.project.dashboards import Column
 from millrace.project.fields import RowContract
 from millrace.project.load import same_name
@@ -159,83 +159,25 @@ class _Maker:
         return self._layers.index(model.asset.layer), model.asset.name
 
     def copy(self, copy: CopyTable) -> None:
-        spec = _copy_spec(copy)
+        spec = copy_spec(copy)
         checks = self._checks_of(copy.asset)
         if (wanted := copy.options.contract) is not None:
-            self._check_contract(copy, wanted)
+            check_contract(self.project, copy, wanted)
         if wanted is not None and copy.target != "lake":
             for name in ("new_columns", "type_changes"):
                 spec[name] = getattr(wanted, name) or "evolve"
-        shape = {name: spec[name] for name in ("source", "table", "mode", "key", "cursor", "where", "select")}
-        shape |= {name: spec[name] for name in ("cursor_format", "soft_delete") if name in spec}
-        if spec["mode"] == "backfill":  # which leaves an incremental copy's position alone
-            shape["mode"] = "incremental"
-        if "files" in spec:  # where files go afterwards changes no row
-            shape["files"] = {name: value for name, value in spec["files"].items() if name != "archive"}
-        said = self._said(copy, "contract")
-        contract = _contract(copy.options.contract, f"{said.file}:{said.line}")
+        where = said(self.project, copy, "contract")
+        contract = _contract(copy.options.contract, f"{where.file}:{where.line}")
         step = Step(
             key=f"copy:{copy.asset}",
             kind="copy",
             label=str(copy.asset),
             assets=(copy.asset,),
             target=copy.target,
-            code=_code("copy", {**shape, "checks": checks, **_sifted(contract)}),
+            code=_code("copy", {**what_counts(spec), "checks": checks, **_sifted(contract)}),
             spec={"copy": spec, "checks": checks, "contract": contract},
         )
         self.add(step, copy.place)
-
-    def _check_contract(self, copy: CopyTable, wanted: Contract) -> None:
-        """Refuse what a contract cannot be held to. Raises ProjectError."""
-        mode = copy.options.mode
-        words = {name: getattr(wanted, name) for name in ("new_columns", "type_changes")}
-        later: dict[str, tuple[str, ...]] = {}
-        if copy.target != "lake":
-            if wanted.bad_rows == "quarantine" and mode in ("snapshot", "backfill"):
-                what = f"rows of tables in a database cannot be set aside in mode {mode} yet"
-                raise self._unbuilt(copy, "contract", what, "use bad_rows: block")
-            if wanted.bad_rows == "quarantine" and copy.options.proof == "count":
-                what = "rows that are only counted cannot be set aside yet"
-                raise self._unbuilt(copy, "proof", what, "use proof: rows, or bad_rows: block")
-            if wanted.bad_rows == "quarantine" and _by_files(copy.options):
-                what = "rows cannot be set aside by way of files yet"
-                raise self._unbuilt(copy, "stage", what, "use stage: direct, or bad_rows: block")
-            if wanted.type_changes == "discard" and (mode in ("snapshot", "backfill") or _by_files(copy.options)):
-                way = "by way of files" if _by_files(copy.options) else f"in mode {mode}"
-                what = f"type_changes: discard is not built for copies {way}"
-                raise self._unbuilt(copy, "contract", what, "use evolve or freeze")
-            later = dict.fromkeys(words, ("quarantine",))
-        elif wanted.bad_rows == "quarantine" and mode == "snapshot":
-            raise self._unbuilt(
-                copy, "contract", "rows cannot be set aside in mode snapshot yet", "use bad_rows: block"
-            )
-        elif copy.options.files is not None:
-            later = dict.fromkeys(words, ("discard", "quarantine"))
-        for name, refused in later.items():
-            if words[name] in refused:
-                of = (
-                    "tables in a database"
-                    if copy.target != "lake"
-                    else "files, whose columns are those that columns: names"
-                )
-                raise self._unbuilt(
-                    copy, "contract", f"{name}: {words[name]} is not built for {of}", f"leave {name} out"
-                )
-        for name, word in words.items():
-            if word == "quarantine" and wanted.bad_rows != "quarantine":
-                what = f"{name}: quarantine sets rows aside, which bad_rows does not allow"
-                raise self._unbuilt(copy, "contract", what, "say so: bad_rows: quarantine")
-
-    def _unbuilt(self, copy: CopyTable, key: str, what: str, hint: str | None = None) -> ProjectError:
-        """Return the error about a key that is understood and does nothing yet: it must not seem to hold."""
-        return self.project.problem(f"{copy.asset}: {what}", self._said(copy, key), hint=hint or f"leave {key} out")
-
-    def _said(self, copy: CopyTable, key: str) -> Place:
-        """Return where a table of a copies file, or its defaults, say something; the table where nothing does."""
-        values = self.project.documents[copy.file].values
-        paths = [path for path in values if path and path[-1] == key]
-        place = next((values[path] for path in paths if copy.table.name in map(str, path)), None)
-        return place or next((values[path] for path in paths if "defaults" in path), copy.place)
 
     def model(self, model: ModelFile, parsed: ModelInputs) -> None:
         options = model.options
@@ -340,7 +282,7 @@ class _Maker:
                 target=WAREHOUSE,
                 group=WAREHOUSE,
                 code=_code("load", str(source)),
-                spec={"source": _json(source), "table": _json(source)},
+                spec={"source": asset_json(source), "table": asset_json(source)},
             )
             self.add(step, place)
 
@@ -497,52 +439,6 @@ def find_input(text: str, asset: AssetId, file: str) -> Place:
     return Place(file, text.count("\n", 0, start) + 1, start - line_start + 1, length)
 
 
-def _copy_spec(copy: CopyTable) -> dict[str, Any]:
-    """Return the CopySpec of a table as JSON; what the file leaves open keeps the spec's default."""
-    options = copy.options
-    spec: dict[str, Any] = {
-        "source": copy.source,
-        "table": {"schema": copy.table.schema, "name": copy.table.name},
-        "asset": _json(copy.asset),
-        "mode": options.mode or "full",
-        "key": list(options.key or ()),
-        "cursor": options.cursor,
-        "where": options.where,
-        "select": options.select,
-        "count": options.count,
-    }
-    if options.files is not None:
-        spec["files"] = _files_spec(options)
-    if options.snapshot == "shared":
-        spec["snapshot"] = copy.file
-    spec |= {
-        name: getattr(options, name)
-        for name in (
-            "cursor_format",
-            "lookback",
-            "soft_delete",
-            "start",
-            "end",
-            "max_delete",
-            "workers",
-            "segment_rows",
-            "proof",
-        )
-        if getattr(options, name) is not None
-    }
-    if options.stage is not None and _by_files(options):
-        spec |= {"stage": options.stage.file, "stage_folder": options.stage.folder}
-        if copy.target != "lake":  # parts are compared with both ends at once
-            spec["verify"] = None
-    if options.verify is not None:
-        spec["verify"] = options.verify.seconds
-    return spec
-
-
-def _by_files(options: TableOptions) -> bool:
-    return options.stage is not None and options.stage.file != "direct"
-
-
 def _column(column: Column, document: Document) -> dict[str, Any]:
     """Return a column that a dashboard reads, with what an error about it shows of the file."""
     place = document.place(column.path)
@@ -578,19 +474,6 @@ def _sifted(contract: Mapping[str, Any]) -> dict[str, Any]:
     names = ("bad_rows", "new_columns", "type_changes")
     kept = {name: contract[name] for name in names if contract[name] == "quarantine"}
     return {**kept, "type_changes": "discard"} if contract["type_changes"] == "discard" else kept
-
-
-def _files_spec(options: TableOptions) -> dict[str, Any]:
-    """Return the FilesSpec of a table of files as JSON; what is left open keeps the spec's default."""
-    names = ("format", "columns", "encoding", "delimiter", "max_line")
-    spec: dict[str, Any] = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if options.archive:
-        spec["archive"] = "" if options.archive is True else options.archive
-    return {"pattern": options.files, **spec}
-
-
-def _json(asset: AssetId) -> dict[str, str]:
-    return {"layer": asset.layer, "name": asset.name}
 
 
 def _code(kind: str, content: object) -> str:
