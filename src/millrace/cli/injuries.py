@@ -314,7 +314,7 @@ class ChangedByHand:
             self.order,
         )
         step = shop.last("copy:reports.orders")
-        moved = step.message.removesuffix(" differ") if step is not None else "no segment"
+        moved = step.message.removesuffix(" differs").removesuffix(" differ") if step is not None else "no segment"
         text = f"named by diff; {moved} read, {show.count(written, 'row')} written, all equal again"
         return Result(written == 1, text)
 
