@@ -80,24 +80,26 @@ def measure(file: Path, shape: str, rows: int, rounds: int) -> None:
 
 
 def plot(file: Path, image: Path) -> None:
-    """Draw time per row and memory over the number of rows."""
+    """Draw CPU per row and memory over the number of rows (wall time depends on the disk of the hour)."""
     from plotly.colors import qualitative
     from plotly.offline import get_plotlyjs
     from plotly.subplots import make_subplots
 
     kept = json.loads(file.read_text())
     figure = make_subplots(
-        cols=2, horizontal_spacing=0.1, subplot_titles=("µs per row, 10 columns", "memory of the largest process, MB")
+        cols=2,
+        horizontal_spacing=0.1,
+        subplot_titles=("µs of CPU per row, client and servers", "memory of the largest process, MB"),
     )
     sizes = sorted(kept["rows"], key=int)
     for number, case in enumerate(CASES):
         style = {"color": qualitative.Safe[number], "dash": "dot" if case.startswith("pipe") else "solid"}
-        for column, value in ((1, "us_per_row"), (2, "peak_mb")):
+        for column, value in ((1, "cpu_us_per_row"), (2, "peak_mb")):
             if column == 2 and case.startswith("pipe"):
                 continue
-            y = [kept["rows"][size][case][value] for size in sizes]
+            seen = {int(size): kept["rows"][size][case][value] for size in sizes if case in kept["rows"][size]}
             figure.add_scatter(
-                x=[int(size) for size in sizes], y=y, name=case, line=style, legendgroup=case,
+                x=list(seen), y=list(seen.values()), name=case, line=style, legendgroup=case,
                 showlegend=column == 1, mode="lines+markers", row=1, col=column,
             )  # fmt: skip
     figure.update_xaxes(type="log", tickvals=[int(size) for size in sizes], title="rows")
