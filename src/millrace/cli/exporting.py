@@ -14,7 +14,7 @@ from millrace.cli import copy_options as said
 from millrace.cli import show
 from millrace.cli.copy_options import DATABASE
 from millrace.cli.main import app
-from millrace.cli.whole import print_end, print_left_out, size
+from millrace.cli.whole import end, print_left_out, size
 
 if TYPE_CHECKING:
     from millrace.app import ExportOutcome
@@ -223,12 +223,7 @@ def import_(
             foreign_keys=foreign_keys,
             show_progress=not as_json,
         )
-        if as_json:
-            show.as_json(whole.to_json())
-        else:
-            print_end(whole)
-        if whole.result.exit_code:
-            raise typer.Exit(whole.result.exit_code)
+        end(whole, as_json=as_json)
         return
     if only is not None or foreign_keys:
         option = "--foreign-keys" if foreign_keys else "--only"

@@ -63,15 +63,20 @@ def copy_several(
         with_foreign_keys=several.foreign_keys,
         show_progress=not as_json,
     )
+    end(outcome, as_json=as_json)
+
+
+def end(outcome: WholeOutcome, *, as_json: bool) -> None:
+    """Say what became of several tables, and leave with the run's exit code where it is not 0."""
     if as_json:
         show.as_json(outcome.to_json())
     else:
-        print_end(outcome)
+        _print_end(outcome)
     if outcome.result.exit_code:
         raise typer.Exit(outcome.result.exit_code)
 
 
-def print_end(outcome: WholeOutcome) -> None:
+def _print_end(outcome: WholeOutcome) -> None:
     """Print what stands below the lines of the tables."""
     good = sum(step.status in ("published", "fresh") for step in outcome.result.steps)
     show.out(f" {show.count(good, 'table')}, {show.count(outcome.rows, 'row')}, of one snapshot of the source")
